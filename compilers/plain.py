@@ -1,0 +1,156 @@
+"""The plain lowering: a graph becomes a ``torch.fx.GraphModule`` of ordinary torch modules.
+
+Modules hold the tensors and are shared between versions; the emitted code is made again only when an op carries
+a size argument (:func:`carries_sizes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphnet.errors import GraphError
+from graphnet.ir.graph import Graph
+from graphnet.ir.layout import Layout
+from graphnet.ir.ops.base import Emitter
+from graphnet.ir.ops.io import Input, Output
+
+__all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "refresh_modules", "tie"]
+
+
+def build_modules(graph: Graph, root: nn.Module) -> None:
+    """Build the torch module of every op that has one, and add it to ``root`` under the op's dotted name.
+
+    Tied parameters become one object. Parameters get torch's own initial values, in topological order.
+    """
+    for name, node in graph.nodes.items():
+        module = node.op.build(graph.op_sizes(name))
+        if module is not None:
+            attach_module(root, name, module)
+    tie(graph, root)
+
+
+def attach_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a module under a dotted name, with plain containers in between."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        child = getattr(root, parent, None)
+        if child is None:
+            child = nn.Module()
+            root.add_module(parent, child)
+        root = child
+    if leaf in root._modules or hasattr(root, leaf):
+        raise GraphError(f"op {name!r}: the name {leaf!r} is already an attribute of a torch module; rename the op")
+    root.add_module(leaf, module)
+
+
+def tie(graph: Graph, root: nn.Module) -> None:
+    """Make every tied tensor the same object as its owner's."""
+    for node in graph.nodes.values():
+        for spec in node.tensors:
+            if spec.shared is not None:
+                module, _, attribute = spec.name.rpartition(".")
+                owner, _, original = spec.shared.rpartition(".")
+                setattr(root.get_submodule(module), attribute, getattr(root.get_submodule(owner), original))
+
+
+def refresh_modules(graph: Graph, root: nn.Module) -> None:
+    """Set the sizes that torch modules show (``out_features`` ...) to those of this version."""
+    for name, node in graph.nodes.items():
+        if not node.op.module_sizes:
+            continue
+        sizes = graph.op_sizes(name)
+        module = root.get_submodule(name)
+        for key, attribute in node.op.module_sizes.items():
+            if key in sizes:
+                value = sizes[key]
+                shown = tuple(value) if isinstance(value, list) else value
+                if getattr(module, attribute) != shown:
+                    setattr(module, attribute, shown)
+
+
+def carries_sizes(graph: Graph) -> bool:
+    """Whether the emitted code holds sizes, so that it must be made again after a width edit."""
+    return any(node.op.relower for node in graph.nodes.values())
+
+
+def lower(
+    graph: Graph,
+    root: nn.Module,
+    *,
+    taps: Sequence[str] = (),
+    gates: Mapping[str, Tensor] | None = None,
+) -> fx.GraphModule:
+    """Lower a graph onto the modules of ``root``.
+
+    Parameters
+    ----------
+    graph : Graph
+    root : nn.Module
+        Holds the ops' modules (:func:`build_modules`); the result shares them.
+    taps : sequence of str
+        Ops whose outputs are returned too.
+    gates : mapping of op to Tensor, optional
+        What an op's output is multiplied by, broadcast, before anything reads it.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+        Returns the network's output (a tuple where there are several); with taps, ``(output, {op: tensor before
+        its gate}, {op: tensor after it})``.
+    """
+    code = fx.Graph()
+    values: dict[tuple[str, int], fx.Node] = {}
+    raw: dict[str, fx.Node] = {}
+    inputs = {op.name: code.placeholder(op.name.replace(".", "_")) for op in graph.inputs}
+    holder = _Holder(root, gates or {})
+
+    def length(layout: Layout) -> int | None:
+        return None if any(key in graph.dynamic for key in layout.atoms()) else layout.size(graph.sizes)
+
+    for name, node in graph.nodes.items():
+        args = tuple(values[ref] for ref in node.inputs)
+        if isinstance(node.op, Input):
+            values[name, 0] = inputs[name]
+        elif isinstance(node.op, Output):
+            result: Any = args[0] if len(args) == 1 else args
+            if taps:
+                result = (result, {tap: raw.get(tap, values[tap, 0]) for tap in taps}, {tap: values[tap, 0] for tap in taps})
+            code.output(result)
+        else:
+            dims = [graph.dims(producer, port) for producer, port in node.inputs]
+            out = node.op.emit(
+                Emitter(code, name, graph.op_sizes(name), dims, node.outputs, length), *args
+            )  # fmt: skip
+            values.update({(name, port): one for port, one in enumerate(out if isinstance(out, tuple) else (out,))})
+        if gates and name in gates:
+            raw[name] = values[name, 0]
+            values[name, 0] = code.call_function(torch.mul, (values[name, 0], code.get_attr(holder.gate(name))))
+    module = fx.GraphModule(holder.root, code, class_name=_class_name(graph.name))
+    return module
+
+
+class _Holder:
+    """The module tree that fx copies references from; gates are added beside a borrowed tree, not to it."""
+
+    def __init__(self, root: nn.Module, gates: Mapping[str, Tensor]) -> None:
+        if not gates:
+            self.root = root
+            return
+        self.root = nn.Module()
+        for name, child in root.named_children():
+            self.root.add_module(name, child)
+        self._names = {op: f"gate_{index}" for index, op in enumerate(gates)}
+        for op, gate in gates.items():
+            self.root.register_buffer(self._names[op], gate, persistent=False)
+
+    def gate(self, op: str) -> str:
+        return self._names[op]
+
+
+def _class_name(name: str) -> str:
+    words = "".join(part.capitalize() for part in name.replace("-", "_").split("_") if part.isidentifier())
+    return words or "Lowered"

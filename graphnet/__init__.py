@@ -1,0 +1,76 @@
+"""A graph-based architecture engine for neural networks that change their structure while they train.
+
+A network is a networkx graph of neurons and channels; plasticity operators edit it as graph rewrites; a compiler
+lowers each version through torch.fx to ordinary torch modules; the optimizer's state is carried across every edit.
+
+Examples
+--------
+>>> import torch, graphnet as gn
+>>> net = gn.Network(gn.mlp([784, 256, 10]), seed=0)
+>>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+>>> net.attach(optimizer)
+>>> with net.edit() as edit:
+...     newborns = edit.grow("fc1", 32, preserves="function")
+>>> net.graph.groups["fc1"].size
+288
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graphnet.edit.edit import Edit
+from graphnet.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    EditError,
+    FrozenGroupError,
+    GraphError,
+    GraphnetError,
+    ImportModelError,
+    SchemaError,
+)
+from graphnet.ir.builders import convnet, mlp, resnet, transformer
+from graphnet.ir.document import load
+from graphnet.ir.graph import Graph
+from graphnet.ir.groups import UnitGroup
+from graphnet.runtime.network import Network
+
+if TYPE_CHECKING:
+    from graphnet import study
+
+__version__ = "0.1.0"
+
+_LAZY = ("study",)
+"""Subpackages that are imported when first used: they load extras or take time."""
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "DataError",
+    "Edit",
+    "EditError",
+    "FrozenGroupError",
+    "Graph",
+    "GraphError",
+    "GraphnetError",
+    "ImportModelError",
+    "Network",
+    "SchemaError",
+    "UnitGroup",
+    "__version__",
+    "convnet",
+    "load",
+    "mlp",
+    "resnet",
+    "study",
+    "transformer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"graphnet.{name}")
+    raise AttributeError(f"module 'graphnet' has no attribute {name!r}")

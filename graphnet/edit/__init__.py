@@ -1,0 +1,3 @@
+"""Edits: unit maps and their action on tensors, operators, initialisers, scores, optimizer state policies."""
+
+from __future__ import annotations

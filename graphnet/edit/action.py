@@ -1,0 +1,151 @@
+"""The action of unit maps on tensors: the one implementation that changes a tensor's shape.
+
+One pass for each mapped dimension, rows first: a ``cat`` for newborns at the end, a slice for units dropped at the
+end, otherwise an ``index_select`` on an (outer, n, inner) view, where a ``C*64`` dimension is gathered by channel.
+Channels-last tensors are moved on their NHWC view and keep their format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphnet.ir.layout import IndexArray, Layout
+
+__all__ = ["move", "reduce_units", "select", "write_block"]
+
+
+def move(
+    tensor: Tensor,
+    dims: Sequence[Layout],
+    sources: Mapping[str, IndexArray],
+    sizes: Mapping[str, int],
+    *,
+    newborn: float = 0.0,
+) -> Tensor:
+    """Act on a tensor by unit maps.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        With one dimension for each layout.
+    dims : sequence of Layout
+    sources : mapping of group to array
+        For each new unit its old position, or -1.
+    sizes : mapping of group to int
+        Sizes before the edit.
+    newborn : float
+        What newborn slots hold.
+
+    Returns
+    -------
+    Tensor
+        The tensor itself when no map touches it, else a new one that shares no memory with it.
+    """
+    permutation = _channels_last(tensor)
+    if permutation is not None:
+        view = tensor.permute(permutation)
+        moved = move(view, [dims[d] for d in permutation], sources, sizes, newborn=newborn)
+        return tensor if moved is view else moved.permute([permutation.index(d) for d in range(len(permutation))])
+    result = tensor
+    for dim, layout in enumerate(dims):
+        touched = [key for key in dict.fromkeys(layout.atoms()) if key in sources]
+        if not touched:
+            continue
+        block = layout.block(touched[0], sizes) if len(touched) == 1 else None
+        if block is not None:
+            pre, post = block
+            source = sources[touched[0]]
+        else:
+            pre, post, source = 1, 1, layout.index(sources, sizes)
+        result = _gather(result, dim, pre, post, source, newborn)
+    return result
+
+
+def _channels_last(tensor: Tensor) -> tuple[int, ...] | None:
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return (0, 2, 3, 1)
+    return None
+
+
+def _gather(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray, newborn: float) -> Tensor:
+    shape = list(tensor.shape)
+    old = shape[dim] // (pre * post)
+    count = len(source)
+    ramp = np.arange(min(count, old))
+    if count == old and np.array_equal(source, ramp):
+        return tensor
+    outer, inner = prod(shape[:dim]) * pre, prod(shape[dim + 1 :]) * post
+    view = tensor.reshape(outer, old, inner)
+    fill = newborn if tensor.is_floating_point() or tensor.is_complex() else int(newborn)
+    if count > old and np.array_equal(source[:old], ramp) and (source[old:] < 0).all():
+        moved = torch.cat([view, view.new_full((outer, count - old, inner), fill)], dim=1)
+    elif count < old and np.array_equal(source, ramp):
+        moved = view.narrow(1, 0, count).clone(memory_format=torch.contiguous_format)
+    else:
+        moved = view.index_select(1, _index(np.maximum(source, 0), tensor))
+        born = np.flatnonzero(source < 0)
+        if born.size:
+            moved.index_fill_(1, _index(born, tensor), fill)
+    shape[dim] = pre * count * post
+    return moved.reshape(shape)
+
+
+def _index(positions: IndexArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(positions)).to(like.device)
+
+
+def select(tensor: Tensor, index: Sequence[IndexArray | None]) -> Tensor:
+    """The block of a tensor at positions of each dimension (None: all of it)."""
+    for dim, positions in enumerate(index):
+        if positions is not None:
+            tensor = tensor.index_select(dim, _index(positions, tensor))
+    return tensor
+
+
+def write_block(tensor: Tensor, index: Sequence[IndexArray | None], value: Tensor) -> None:
+    """Overwrite the block at positions of each dimension (None: all of it), in place."""
+    given = [dim for dim, positions in enumerate(index) if positions is not None]
+    if not given:
+        tensor.copy_(value)
+        return
+    first = given[0]
+    positions = index[first]
+    assert positions is not None
+    rows = _index(positions, tensor)
+    if len(given) == 1:
+        tensor.index_copy_(first, rows, value.to(tensor.dtype))
+        return
+    inner = tensor.index_select(first, rows)
+    write_block(inner, [None if dim == first else at for dim, at in enumerate(index)], value)
+    tensor.index_copy_(first, rows, inner)
+
+
+def reduce_units(tensor: Tensor, dim: int, layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:
+    """Sum a tensor over everything but the units of one group.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        ``dim`` has the layout.
+
+    Returns
+    -------
+    Tensor
+        ``[units]``: for each unit the sum of all elements that belong to it.
+    """
+    block = layout.block(group, sizes)
+    if block is not None:
+        pre, post = block
+        outer, inner = prod(tensor.shape[:dim]) * pre, prod(tensor.shape[dim + 1 :]) * post
+        return tensor.reshape(outer, sizes[group], inner).sum(dim=(0, 2))
+    other = [d for d in range(tensor.dim()) if d != dim]
+    flat = tensor.sum(dim=other) if other else tensor
+    owners = layout.owners(group, sizes)
+    mine = np.flatnonzero(owners >= 0)
+    total = flat.new_zeros(sizes[group])
+    return total.index_add_(0, _index(owners[mine], flat), flat.index_select(0, _index(mine, flat)))

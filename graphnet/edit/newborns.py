@@ -1,0 +1,182 @@
+"""The newborns of one growth: where their slices lie in every tensor, and what initialisers may do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphnet.edit.host import Batch, Loss
+from graphnet.edit.plan import Holder, Plan, Preserves
+from graphnet.edit.unit_map import UnitMap
+from graphnet.ir.groups import UnitGroup
+from graphnet.ir.layout import NEWBORN, IndexArray
+from graphnet.ir.ops.base import Role
+
+__all__ = ["Block", "Claim", "Newborns", "visible"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an operator says of the function: whether it is preserved, and why where it is not exactly."""
+
+    preserves: Preserves
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The newborn slices along one dimension of one tensor.
+
+    Attributes
+    ----------
+    holder : Holder
+    positions : array of int
+        Positions along the dimension that belong to newborns.
+    donors : array of int or None
+        For each of them the position of its donor.
+    """
+
+    plan: Plan
+    holder: Holder
+    positions: IndexArray
+    incumbents: IndexArray
+    donors: IndexArray | None
+
+    def _index(self, positions: IndexArray) -> list[IndexArray | None]:
+        rank = len(self.plan.spec(self.holder.tensor).dims)
+        return [positions if dim == self.holder.dim else None for dim in range(rank)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all newborn slices together."""
+        shape = list(self.plan.graph.shape(self.plan.spec(self.holder.tensor)))
+        shape[self.holder.dim] = int(self.positions.size)
+        return tuple(shape)
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of one output of the tensor, newborns included."""
+        spec = self.plan.spec(self.holder.tensor)
+        shape = self.plan.graph.shape(spec)
+        return prod(size for size, role in zip(shape, spec.roles, strict=True) if role != "write") if len(shape) > 1 else 0
+
+    def incumbent_values(self) -> Tensor:
+        """A copy of what the other units hold along the dimension."""
+        return self.plan.staged(self.holder.tensor).block(self._index(self.incumbents))
+
+    def donor_values(self) -> Tensor:
+        """A copy of what the donors hold, one slice for each newborn."""
+        assert self.donors is not None
+        return self.plan.staged(self.holder.tensor).block(self._index(self.donors))
+
+    def write(self, value: Tensor) -> None:
+        """Set the newborn slices."""
+        self.plan.staged(self.holder.tensor).write(self._index(self.positions), value.reshape(self.shape))
+
+    def zero(self) -> None:
+        """Set the newborn slices to zero."""
+        like = self.plan.value(self.holder.tensor)
+        self.write(like.new_zeros(self.shape))
+
+    def uniform(self, bound: float, generator: torch.Generator) -> None:
+        """Draw the newborn slices from U(-bound, bound)."""
+        like = self.plan.value(self.holder.tensor)
+        drawn = torch.empty(self.shape, dtype=like.dtype).uniform_(-bound, bound, generator=generator)
+        self.write(drawn.to(like.device))
+
+
+@dataclass(slots=True)
+class Newborns:
+    """What an initialiser works on.
+
+    Attributes
+    ----------
+    plan : Plan
+        Already advanced: the newborns are there, their weights zero and their norm slots the identity.
+    group : UnitGroup
+        With the newborns in it.
+    positions : array of int
+        The newborns' positions in the group.
+    donors : array of int or None
+        For each unit of the group the position of the unit that it copies (itself for an incumbent).
+    shares : array of float or None
+        For each unit of a replicating growth its share of the donor's outgoing weight; the shares of all copies
+        of one donor sum to 1.
+    """
+
+    plan: Plan
+    group: UnitGroup
+    step: UnitMap
+    batch: Batch | None = None
+    loss: Loss | None = None
+    donors: IndexArray | None = None
+    shares: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
+    _old_sizes: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._old_sizes = dict(self.plan.graph.sizes) | {self.group.name: self.step.old}
+
+    @property
+    def positions(self) -> IndexArray:
+        """The newborns' positions in the group."""
+        return self.step.newborns
+
+    @property
+    def count(self) -> int:
+        """Number of newborns."""
+        return int(self.positions.size)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The random numbers of this edit."""
+        return self.plan.generator
+
+    def blocks(self, *roles: Role, kinds: Sequence[str] | None = None) -> list[Block]:
+        """The newborn slices of every tensor dimension with one of these roles."""
+        return [
+            self.block(holder)
+            for holder in self.plan.holders(self.group.name, roles=roles)
+            if kinds is None or holder.kind in kinds
+        ]
+
+    def block(self, holder: Holder) -> Block:
+        """The newborn slices of one tensor dimension."""
+        flat = holder.layout.index({self.group.name: self.step.source}, self._old_sizes)
+        born = np.flatnonzero(flat == NEWBORN)
+        donors = None
+        if self.donors is not None:
+            donors = holder.layout.index({self.group.name: self.donors}, self.plan.graph.sizes)[born]
+        return Block(self.plan, holder, born, np.flatnonzero(flat != NEWBORN), donors)
+
+    def incoming(self) -> list[Block]:
+        """Slices that produce the newborns: weight rows and biases."""
+        return self.blocks("write")
+
+    def outgoing(self) -> list[Block]:
+        """Slices that consume the newborns: weight columns."""
+        return self.blocks("read")
+
+    def claim_if_silent(self) -> Claim:
+        """What holds when every outgoing slice of the newborns is zero."""
+        reason = visible(self.group)
+        if reason is not None:
+            return Claim("none", reason)
+        if not self.outgoing():
+            return Claim("none", f"nothing reads {self.group.name!r} through a stored weight")
+        return Claim("function")
+
+
+def visible(group: UnitGroup) -> str | None:
+    """Why units whose outgoing weights are zero still change the function; None where they cannot."""
+    if group.output:
+        return f"{group.name!r} is read by a model output"
+    if group.coupled is not None:
+        return f"{group.name!r} is coupled ({group.coupled})"
+    if group.contracted is not None:
+        return f"{group.name!r} is summed over without a weight ({group.contracted})"
+    return None

@@ -1,0 +1,501 @@
+"""The graph: an immutable network of ops and unit groups, valid by construction.
+
+Build one with :func:`graphnet.load`, a builder (:func:`graphnet.mlp` ...), or :meth:`Graph.from_ops`. Every
+``Graph`` that exists has passed validation: acyclic data flow, arity and ports, agreeing layouts, non-empty
+groups, no op without a way to an output.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+
+from graphnet.errors import EditError, FrozenGroupError, GraphError
+from graphnet.ir.groups import UnitGroup
+from graphnet.ir.infer import Inference, Node, infer
+from graphnet.ir.layout import Layout
+from graphnet.ir.ops.base import Dims, Op, Shape, SizeValue, TensorSpec
+from graphnet.ir.ops.io import Input, Output
+
+if TYPE_CHECKING:
+    from graphnet.ir.cost import Cost
+
+__all__ = ["Graph", "units_node"]
+
+OUTPUT = "output"
+
+
+def units_node(group: str) -> str:
+    """The key of a unit group's node in :attr:`Graph.nx` (ops are keyed by their name)."""
+    return f"units:{group}"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One version of a network's structure.
+
+    Attributes
+    ----------
+    name : str
+    nodes : mapping of str to Node
+        Ops in topological order, with inferred layouts; includes the inputs and one ``output`` op.
+    groups : mapping of str to UnitGroup
+        Unit groups; frozen ones are listed with their reason.
+    dynamic : mapping of str to int
+        Dimensions that change from batch to batch, with the nominal sizes that stand for them.
+    version : int
+        Counts edits from 0.
+    """
+
+    name: str
+    nodes: Mapping[str, Node]
+    groups: Mapping[str, UnitGroup]
+    dynamic: Mapping[str, int] = field(default_factory=dict)
+    version: int = 0
+
+    @classmethod
+    def from_ops(
+        cls,
+        ops: Iterable[Op],
+        outputs: Sequence[str] | None = None,
+        *,
+        name: str = "network",
+        groups: Mapping[str, UnitGroup] | None = None,
+        version: int = 0,
+    ) -> Graph:
+        """Build and validate a graph.
+
+        Parameters
+        ----------
+        ops : iterable of Op
+            In any order; inputs are ops too.
+        outputs : sequence of str, optional
+            What the network returns; needed unless ``ops`` holds an ``output`` op.
+        groups : mapping, optional
+            Unit ids (live, dormant, next) of an edited graph, by group name.
+
+        Raises
+        ------
+        GraphError
+            What is wrong, where, and that part of the graph.
+        """
+        listed = list(ops)
+        if outputs is not None:
+            listed.append(Output(name=OUTPUT, inputs=tuple(outputs)))
+        ordered, edges = _order(listed)
+        found = infer(ordered, edges)
+        return cls._finish(name, found, groups, version)
+
+    @classmethod
+    def _finish(
+        cls, name: str, found: Inference, groups: Mapping[str, UnitGroup] | None, version: int
+    ) -> Graph:  # fmt: skip
+        merged = dict(found.groups)
+        for key, given in (groups or {}).items():
+            fresh = merged.get(key)
+            if fresh is None:
+                raise GraphError(f"there is no unit group {key!r}; the groups are {sorted(merged)}")
+            merged[key] = _adopt(fresh, given)
+        return cls(
+            name,
+            MappingProxyType(found.nodes),
+            MappingProxyType(merged),
+            MappingProxyType(found.dynamic),
+            version,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.name, dict(self.nodes), dict(self.groups), dict(self.dynamic), self.version)
+        return _rebuild, parts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    @property
+    def ops(self) -> Mapping[str, Op]:
+        """Ops by name, in topological order."""
+        return MappingProxyType({name: node.op for name, node in self.nodes.items()})
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """The network's inputs, in order."""
+        return tuple(node.op for node in self.nodes.values() if isinstance(node.op, Input))
+
+    @cached_property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """What the network returns: producer and port."""
+        return next(node.inputs for node in self.nodes.values() if isinstance(node.op, Output))
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Size of every atom: live units of each group, nominal sizes of dynamic dimensions."""
+        return MappingProxyType(
+            {name: group.size for name, group in self.groups.items()} | dict(self.dynamic)
+        )
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Stored tensors by name; a tied tensor is listed once, under its owner."""
+        return MappingProxyType(
+            {spec.name: spec for node in self.nodes.values() for spec in node.tensors if spec.shared is None}
+        )
+
+    @cached_property
+    def users(self) -> Mapping[str, tuple[TensorSpec, ...]]:
+        """For each group the tensor roles on it, tied uses included (under the owner's name)."""
+        table: dict[str, list[TensorSpec]] = {name: [] for name in self.groups}
+        for node in self.nodes.values():
+            for spec in node.tensors:
+                for key in {key for layout in spec.dims for key in layout.atoms()}:
+                    table[key].append(spec)
+        return MappingProxyType({key: tuple(specs) for key, specs in table.items()})
+
+    def group(self, name: str) -> UnitGroup:
+        """A unit group by its name, or by the name of an op that writes it.
+
+        Raises
+        ------
+        GraphError
+            There is none, or the op writes several (they are listed).
+        """
+        if name in self.groups:
+            return self.groups[name]
+        if name in self.nodes:
+            found = sorted(
+                {key for dims in self.nodes[name].outputs for dim in dims for key in dim.atoms()}
+                & set(self.groups)
+            )
+            if len(found) == 1:
+                return self.groups[found[0]]
+            if found:
+                raise GraphError(f"op {name!r} has several unit groups: {', '.join(found)}; name one of them")
+            raise GraphError(f"op {name!r} has no unit group: all its dimensions are fixed")
+        near = get_close_matches(name, [*self.groups, *self.nodes], n=3)
+        hint = (
+            f"; did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"; the groups are {sorted(self.groups)}"
+        )
+        raise GraphError(f"there is no unit group or op {name!r}{hint}")
+
+    def editable(self, name: str) -> UnitGroup:
+        """A group that an edit may change.
+
+        Raises
+        ------
+        FrozenGroupError
+            Structure forbids it; names op and reason.
+        """
+        group = self.group(name)
+        if group.frozen is not None:
+            raise FrozenGroupError(f"unit group {group.name!r} cannot be edited: {group.frozen}")
+        return group
+
+    def shape(self, spec: TensorSpec) -> Shape:
+        """The shape of a stored tensor in this version."""
+        return tuple(layout.size(self.sizes) for layout in spec.dims)
+
+    def op_sizes(self, name: str) -> dict[str, SizeValue]:
+        """The size arguments of an op in this version, as integers."""
+        sizes = self.sizes
+        return {
+            key: layout.size(sizes) if isinstance(layout, Layout) else [part.size(sizes) for part in layout]
+            for key, layout in self.nodes[name].sizes.items()
+        }
+
+    def dims(self, name: str, port: int = 0) -> Dims:
+        """The layouts of an op's output."""
+        return self.nodes[name].outputs[port]
+
+    @cached_property
+    def nx(self) -> nx.DiGraph:
+        """The graph as a frozen networkx ``DiGraph``.
+
+        Op nodes are keyed by name (``kind="op"``, ``op``, ``spec``); unit groups by ``units:NAME``
+        (``kind="units"``, ``group``). Data edges carry ``kind="data"`` and ``ports``, a tuple of
+        ``(output port, operand)``; membership edges run from units to ops with ``kind="member"``, ``writes``,
+        ``reads`` and ``tensors``.
+        """
+        graph = nx.DiGraph(name=self.name, version=self.version)
+        for name, node in self.nodes.items():
+            graph.add_node(name, kind="op", op=node.op.op, spec=node.op)
+        for name, group in self.groups.items():
+            graph.add_node(units_node(name), kind="units", group=group)
+        for name, node in self.nodes.items():
+            for operand, (producer, port) in enumerate(node.inputs):
+                ports = graph.edges[producer, name]["ports"] if graph.has_edge(producer, name) else ()
+                graph.add_edge(producer, name, kind="data", ports=(*ports, (port, operand)))
+            reads = {key for producer, port in node.inputs for key in _atoms(self.dims(producer, port))}
+            writes = {key for dims in node.outputs for key in _atoms(dims)}
+            held = {key for spec in node.tensors for key in _atoms(spec.dims)}
+            for key in sorted((reads | writes | held) & set(self.groups)):
+                tensors = tuple(spec.name for spec in node.tensors if key in set(_atoms(spec.dims)))
+                graph.add_edge(
+                    units_node(key),
+                    name,
+                    kind="member",
+                    writes=key in writes,
+                    reads=key in reads,
+                    tensors=tensors,
+                )
+        return nx.freeze(graph)
+
+    # -- changing ---------------------------------------------------------------------------------------------
+
+    def resized(self, changes: Mapping[str, UnitGroup]) -> Graph:
+        """The next version, with some groups replaced by edited ones; validated.
+
+        Raises
+        ------
+        EditError
+            A group would be empty or below the structure's minimum, or the widths break a layout.
+        FrozenGroupError
+            A frozen group would change.
+        """
+        groups = dict(self.groups)
+        for name, group in changes.items():
+            old = self.groups[name]
+            if old.frozen is not None and old != group:
+                raise FrozenGroupError(f"unit group {name!r} cannot be edited: {old.frozen}")
+            if group.size < group.minimum:
+                raise EditError(
+                    f"unit group {name!r} would keep {group.size} of {old.size} units; "
+                    f"the structure needs at least {group.minimum}"
+                )
+            if len(set(group.ids) | set(group.dormant)) != len(group.ids) + len(group.dormant):
+                raise EditError(f"unit group {name!r} would hold a unit twice")
+            groups[name] = group
+        following = Graph(self.name, self.nodes, MappingProxyType(groups), self.dynamic, self.version + 1)
+        nodes = {
+            name: Node(
+                _with_sizes(node.op, following.op_sizes(name), node.sizes, self.dynamic), node.inputs, node.outputs,
+                node.tensors, node.sizes, node.coupled, node.contracted,
+            )
+            for name, node in self.nodes.items()
+        }  # fmt: skip
+        following = Graph(
+            self.name, MappingProxyType(nodes), MappingProxyType(groups), self.dynamic, self.version + 1
+        )
+        following.validate()
+        return following
+
+    def validate(self) -> None:
+        """Infer every layout again from the ops alone and compare.
+
+        Raises
+        ------
+        EditError
+            The widths of this version do not give the layouts that it claims.
+        """
+        try:
+            found = infer(
+                [node.op for node in self.nodes.values()], {n: node.inputs for n, node in self.nodes.items()}
+            )
+        except GraphError as error:
+            raise EditError(f"the edited graph is not valid: {error}") from error
+        for name, node in self.nodes.items():
+            again = found.nodes[name]
+            if again.outputs != node.outputs or again.tensors != node.tensors:
+                raise EditError(
+                    f"the edited graph is not valid: at these widths the layouts of op {name!r} would be "
+                    f"{_show(again)} in place of {_show(node)}"
+                )
+        for name, group in found.groups.items():
+            if name not in self.groups or self.groups[name].size != group.size:
+                raise EditError(
+                    f"the edited graph is not valid: unit group {name!r} would have {group.size} units"
+                )
+
+    # -- documents, cost, pictures (their modules say how) ------------------------------------------------------
+
+    def to_document(self) -> dict[str, Any]:
+        """The architecture document of this version, as plain data; :func:`graphnet.load` is its inverse."""
+        from graphnet.ir.document import to_document
+
+        return to_document(self)
+
+    def cost(
+        self,
+        input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        *,
+        batch: int = 1,
+        **options: Any,
+    ) -> Cost:
+        """FLOPs, parameters and bytes; see :func:`graphnet.ir.cost.cost`."""
+        from graphnet.ir.cost import cost
+
+        return cost(self, input_shape, batch=batch, **options)
+
+    def expand(self, *groups: str, limit: int = 20_000, **options: Any) -> nx.DiGraph:
+        """The neuron-by-neuron graph of a part; see :func:`graphnet.ir.expand.expand`."""
+        from graphnet.ir.expand import expand
+
+        return expand(self, *groups, limit=limit, **options)
+
+    def draw(self, path: str | Path, **options: Any) -> Path:
+        """Draw the graph as an SVG file; see :func:`graphnet.ir.draw.draw`."""
+        from graphnet.ir.draw import draw
+
+        return draw(self, path, **options)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} (version {self.version})"]
+        for name, node in self.nodes.items():
+            reads = ", ".join(p if port == 0 else f"{p}:{port}" for p, port in node.inputs)
+            shapes = " ".join("[" + ", ".join(map(str, dims)) + "]" for dims in node.outputs)
+            lines.append(f"  {name} = {node.op.op}({reads}) -> {shapes}")
+        lines += ["groups", *(f"  {group}" for group in self.groups.values())]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Graph {self.name!r} version {self.version}: {len(self.nodes)} ops, {len(self.groups)} groups>"
+        )
+
+
+def _rebuild(name: str, nodes: Any, groups: Any, dynamic: Any, version: int) -> Graph:
+    return Graph(name, MappingProxyType(nodes), MappingProxyType(groups), MappingProxyType(dynamic), version)
+
+
+def _atoms(dims: Sequence[Layout]) -> list[str]:
+    return [key for layout in dims for key in layout.atoms()]
+
+
+def _show(node: Node) -> str:
+    return " ".join("[" + ", ".join(map(str, dims)) + "]" for dims in node.outputs)
+
+
+def _with_sizes(
+    op: Op,
+    sizes: Mapping[str, SizeValue],
+    layouts: Mapping[str, Layout | tuple[Layout, ...]],
+    dynamic: Mapping[str, int],
+) -> Op:
+    """The op with its size attributes as they are now; names of dynamic dimensions and -1 are kept."""
+    update: dict[str, Any] = {}
+    for key, value in sizes.items():
+        old = getattr(op, key, None) if key in type(op).model_fields else None
+        if old is None:
+            continue
+        if isinstance(value, list):
+            if isinstance(old, tuple) and len(old) == len(value):
+                update[key] = tuple(
+                    size if isinstance(was, int) and was > 0 else was
+                    for was, size in zip(old, value, strict=True)
+                )
+        elif isinstance(old, int) and not isinstance(old, bool):
+            update[key] = value
+    changed = {key: value for key, value in update.items() if getattr(op, key) != value}
+    return op.model_copy(update=changed) if changed else op
+
+
+def _adopt(fresh: UnitGroup, given: UnitGroup) -> UnitGroup:
+    """A newly inferred group with the unit ids of a document."""
+    if len(given.ids) != fresh.size:
+        raise GraphError(f"unit group {fresh.name!r} has {fresh.size} units but {len(given.ids)} ids")
+    ids = (*given.ids, *given.dormant)
+    if len(set(ids)) != len(ids) or min(ids) < 0 or given.next_id <= max(ids):
+        raise GraphError(
+            f"unit group {fresh.name!r}: ids must differ and lie below next_id ({given.next_id})"
+        )
+    return UnitGroup(
+        fresh.name, given.ids, fresh.kind, fresh.role, fresh.frozen, fresh.output, fresh.coupled, fresh.contracted,
+        tuple(sorted(given.dormant)), fresh.minimum, given.next_id,
+    )  # fmt: skip
+
+
+def _order(ops: Sequence[Op]) -> tuple[list[Op], dict[str, tuple[tuple[str, int], ...]]]:
+    """Ops in a stable topological order, and where each reads; checks names, arity, ports, cycles, dead ends."""
+    by_name: dict[str, Op] = {}
+    for op in ops:
+        if op.name in by_name:
+            raise GraphError(f"two ops are named {op.name!r}: names must be unique")
+        by_name[op.name] = op
+    _check_ends(ops)
+    edges = {op.name: tuple(_port(op, ref, by_name) for ref in op.inputs) for op in ops}
+    for op in ops:
+        low, high = op.arity
+        if not low <= len(op.inputs) <= (len(op.inputs) if high is None else high):
+            wanted = f"{low}" if low == high else f"at least {low}"
+            raise GraphError(f"op {op.name!r} ({op.op}) reads {wanted} inputs, it has {len(op.inputs)}")
+    ordered = _sort(ops, edges)
+    needed = {OUTPUT}
+    for op in reversed(ordered):
+        if op.name in needed:
+            needed.update(producer for producer, _ in edges[op.name])
+    dead = [op.name for op in ops if op.name not in needed]
+    if dead:
+        raise GraphError(f"no output is reached from {dead}: remove them, or add them to the outputs")
+    return ordered, edges
+
+
+def _check_ends(ops: Sequence[Op]) -> None:
+    outputs = [op for op in ops if isinstance(op, Output)]
+    if len(outputs) != 1 or outputs[0].name != OUTPUT:
+        raise GraphError(f"a graph has one 'output' op, named {OUTPUT!r}; name the outputs of the network")
+    if not any(isinstance(op, Input) for op in ops):
+        raise GraphError("a graph needs at least one input")
+    names = {op.name for op in ops}
+    for name in names:
+        parent = name
+        while "." in parent:
+            parent = parent.rpartition(".")[0]
+            if parent in names:
+                raise GraphError(
+                    f"op {name!r} lies inside op {parent!r}: a dotted name's parents must not be ops"
+                )
+
+
+def _port(op: Op, ref: str, by_name: Mapping[str, Op]) -> tuple[str, int]:
+    name, colon, index = ref.partition(":")
+    if colon and not index.isdecimal():
+        raise GraphError(f"op {op.name!r} reads {ref!r}: after ':' stands the number of an output")
+    if name not in by_name:
+        near = get_close_matches(name, by_name, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise GraphError(f"op {op.name!r} reads {name!r}, which does not exist{hint}")
+    port = int(index) if colon else 0
+    producer = by_name[name]
+    if isinstance(producer, Output):
+        raise GraphError(f"op {op.name!r} reads the network's output op: read what it reads instead")
+    if port >= producer.ports:
+        raise GraphError(
+            f"op {op.name!r} reads {ref!r}, but {name!r} ({producer.op}) has {producer.ports} output(s)"
+        )
+    return name, port
+
+
+def _sort(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -> list[Op]:
+    position = {op.name: index for index, op in enumerate(ops)}
+    waiting = {name: len({producer for producer, _ in reads}) for name, reads in edges.items()}
+    readers: dict[str, list[str]] = {op.name: [] for op in ops}
+    for name, reads in edges.items():
+        for producer in {producer for producer, _ in reads}:
+            readers[producer].append(name)
+    ready = [position[name] for name, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    ordered: list[Op] = []
+    while ready:
+        op = ops[heapq.heappop(ready)]
+        ordered.append(op)
+        for reader in readers[op.name]:
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, position[reader])
+    if len(ordered) < len(ops):
+        stuck = sorted(name for name, count in waiting.items() if count)
+        cycle = nx.find_cycle(nx.DiGraph([(p, n) for n in stuck for p, _ in edges[n] if p in stuck]))
+        raise GraphError(
+            "data must flow without a cycle: " + " -> ".join([a for a, _ in cycle] + [cycle[0][0]])
+        )
+    return ordered

@@ -1,0 +1,121 @@
+"""Unit groups: ordered sets of units with stable ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphnet.errors import EditError
+from graphnet.ir.layout import IndexArray
+
+__all__ = ["UnitGroup"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGroup:
+    """Units (neurons, channels, heads, features) that live and die together by name.
+
+    Attributes
+    ----------
+    name : str
+        Named after the first op that writes the group.
+    ids : tuple of int
+        The live units in order; an id is never used twice.
+    kind : str
+        ``neurons``, ``channels``, ``heads``, ``features`` or ``units``.
+    role : str
+        Where it stands: ``hidden``, ``stream`` (a residual sum runs through it), ``heads`` or ``output``.
+    frozen : str or None
+        Why structure forbids any edit.
+    output : bool
+        Whether a model output reads the group.
+    coupled : str or None
+        Which ops compute a statistic along the group.
+    contracted : str or None
+        Which ops sum over the group with no stored weight on it.
+    dormant : tuple of int
+        Units that have weights and an id but take no part in the forward pass, in order of id.
+    minimum : int
+        The fewest live units that the structure allows.
+    next_id : int
+        The id of the next newborn.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    kind: str = "units"
+    role: str = "hidden"
+    frozen: str | None = None
+    output: bool = False
+    coupled: str | None = None
+    contracted: str | None = None
+    dormant: tuple[int, ...] = ()
+    minimum: int = 1
+    next_id: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of live units."""
+        return len(self.ids)
+
+    @property
+    def extended(self) -> tuple[int, ...]:
+        """Live and dormant ids: live order when none is dormant, else in order of id."""
+        return tuple(sorted((*self.ids, *self.dormant))) if self.dormant else self.ids
+
+    def positions(self, ids: object, *, within: tuple[int, ...] | None = None) -> IndexArray:
+        """Positions of units by id, in the order given.
+
+        Raises
+        ------
+        EditError
+            An id is not in the group, or is named twice.
+        """
+        wanted = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids)  # type: ignore[call-overload]
+        where = self.ids if within is None else within
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise EditError(
+                f"group {self.name!r}: units are named by a flat list of integer ids, not {ids!r}"
+            )
+        at = {unit: position for position, unit in enumerate(where)}
+        missing = [int(unit) for unit in wanted if int(unit) not in at]
+        if missing:
+            raise EditError(
+                f"group {self.name!r} has no unit {missing[:8]}: its ids are {_ranges(where)} "
+                "(an id is a name, not a position, and is never used again)"
+            )
+        if len(set(wanted.tolist())) != wanted.size:
+            raise EditError(f"group {self.name!r}: a unit is named twice in {wanted.tolist()[:12]}")
+        return np.array([at[int(unit)] for unit in wanted], dtype=np.int64)
+
+    def __str__(self) -> str:
+        marks = [f"frozen: {self.frozen}" if self.frozen else "", "output" if self.output else ""]
+        marks += [f"coupled: {self.coupled}" if self.coupled else ""]
+        marks += [f"{len(self.dormant)} dormant" if self.dormant else ""]
+        extra = "; ".join(mark for mark in marks if mark)
+        return f"{self.name}: {self.size} {self.kind}" + (f" ({extra})" if extra else "")
+
+
+def _ranges(ids: tuple[int, ...]) -> str:
+    """Ids as text, runs shortened."""
+    parts: list[str] = []
+    for first, last in compress(ids):
+        parts.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(parts[:12]) + (" ..." if len(parts) > 12 else "")
+
+
+def compress(ids: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Ids as runs of consecutive numbers, first and last of each, order kept."""
+    runs: list[tuple[int, int]] = []
+    for unit in ids:
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], unit)
+        else:
+            runs.append((unit, unit))
+    return runs
+
+
+def expand(runs: list[tuple[int, int]] | tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    """The inverse of :func:`compress`."""
+    return tuple(unit for first, last in runs for unit in range(first, last + 1))

@@ -1,0 +1,28 @@
+"""The op registry: one class per op. Importing this package registers all of them."""
+
+from __future__ import annotations
+
+from graphnet.ir.ops import activation, arithmetic, attention, conv, dense, io, norm, pool, shape
+from graphnet.ir.ops.base import OPS, Context, Dims, Emitter, Op, Role, Shape, SizeValue, TensorSpec, register
+
+__all__ = [
+    "OPS",
+    "Context",
+    "Dims",
+    "Emitter",
+    "Op",
+    "Role",
+    "Shape",
+    "SizeValue",
+    "TensorSpec",
+    "activation",
+    "arithmetic",
+    "attention",
+    "conv",
+    "dense",
+    "io",
+    "norm",
+    "pool",
+    "register",
+    "shape",
+]

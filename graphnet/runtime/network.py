@@ -1,0 +1,431 @@
+"""The network: an ``nn.Module`` that owns the tensors of the current version and the one gateway that edits them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
+
+from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, tie
+from graphnet.edit.edit import Edit
+from graphnet.edit.host import Batch, Evaluation, Loss, Slot, SlotKey, Snapshot
+from graphnet.edit.plan import Plan, Result
+from graphnet.edit.states import AGELESS
+from graphnet.errors import EditError, GraphError
+from graphnet.ir.graph import Graph
+from graphnet.runtime.evaluate import evaluate
+from graphnet.runtime.history import History, Version
+from graphnet.runtime.initialise import kaiming_uniform
+from graphnet.runtime.optimizers import Attached
+from graphnet.runtime.resize import check_settable, set_data
+from graphnet.runtime.transaction import Swap, commit
+
+__all__ = ["Network"]
+
+_NEWBORN: Mapping[str, float] = {"birth": float(AGELESS), "rate": 1.0, "until": 0.0, "multiplier": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    """Everything that a commit publishes at once."""
+
+    graph: Graph
+    program: fx.GraphModule
+    history: History
+    reserve: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Network(nn.Module):
+    """A neural network whose structure can be edited while it trains.
+
+    Its submodules are ordinary torch layers under the ops' names, so ``print``, ``state_dict``, ``.to()``, autocast,
+    hooks and other tools behave as usual. Parameters keep their identity through edits.
+
+    Parameters
+    ----------
+    graph : Graph
+    seed : int
+        Seeds the initial weights and every edit that is not given a seed of its own.
+    init : {"torch", "kaiming"}
+        Initial weights: torch's own, or Kaiming-uniform for linear and convolution weights.
+
+    Examples
+    --------
+    >>> import torch, graphnet as gn
+    >>> net = gn.Network(gn.mlp([4, 8, 2]), seed=0)
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> net.attach(optimizer)
+    >>> with net.edit() as edit:
+    ...     ids = edit.grow("fc1", 2, preserves="function")
+    >>> ids, tuple(net.fc1.weight.shape), net.version
+    ((8, 9), (10, 4), 1)
+    """
+
+    def __init__(self, graph: Graph, seed: int = 0, *, init: Literal["torch", "kaiming"] = "torch") -> None:
+        super().__init__()
+        if not isinstance(graph, Graph):
+            raise GraphError(f"a Network is built from a gn.Graph (gn.load, gn.mlp ...), not a {type(graph).__name__}")
+        if init not in ("torch", "kaiming"):
+            raise GraphError(f"init is 'torch' or 'kaiming', not {init!r}")
+        self._seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            build_modules(graph, self)
+            if init == "kaiming":
+                kaiming_uniform(graph, self)
+        self._attached: dict[str, Attached] = {}
+        self._callbacks: list[Callable[[Version], object]] = []
+        self._editing = False
+        first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=_flops(graph))
+        self._current = _Current(graph, lower(graph, self), History((first,)))
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the current version."""
+        return self._current.program(*inputs)
+
+    @property
+    def graph(self) -> Graph:
+        """The current graph."""
+        return self._current.graph
+
+    @property
+    def version(self) -> int:
+        """The number of the current version."""
+        return self._current.graph.version
+
+    @property
+    def history(self) -> History:
+        """Every version with what made it."""
+        return self._current.history
+
+    @property
+    def code(self) -> str:
+        """The Python code that the current version was lowered to."""
+        return str(self._current.program.code)
+
+    @property
+    def attached(self) -> tuple[Optimizer, ...]:
+        """The attached optimizers."""
+        return tuple(attached.optimizer for attached in self._attached.values())
+
+    def tensor(self, name: str) -> Tensor:
+        """A stored tensor by its name in the state dict: a parameter or a buffer."""
+        module, _, attribute = name.rpartition(".")
+        tensor = getattr(self.get_submodule(module), attribute)
+        if not isinstance(tensor, Tensor):
+            raise GraphError(f"{name!r} is not a tensor of this network")
+        return tensor
+
+    def snapshot(self) -> Snapshot:
+        """A copy of every tensor, with the graph that says whose they are; for :meth:`Edit.rewind`."""
+        graph = self.graph
+        return Snapshot(
+            graph,
+            {name: self.tensor(name).detach().clone() for name in graph.tensors},
+            {name: tensor.clone() for name, tensor in self._current.reserve.items()},
+        )
+
+    def on_commit(self, callback: Callable[[Version], object]) -> None:
+        """Call a function with each new version, after it is published."""
+        self._callbacks.append(callback)
+
+    # -- optimizers ---------------------------------------------------------------------------------------------
+
+    def attach(self, optimizer: Optimizer, *, horizon: int | None = None) -> None:
+        """Carry an optimizer through every edit: its object, groups, hyperparameters and state.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            SGD, Adam or AdamW, or a class with a registered rule.
+        horizon : int, optional
+            The age past which an ``aged`` newborn's update is left as it is; by default the age at which the
+            correction falls below 1e-3 (6,213 steps at beta2 = 0.999).
+
+        Raises
+        ------
+        EditError
+            The optimizer is already attached, holds no parameter of this network, or has no rule.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise EditError(f"attach takes a torch optimizer, not a {type(optimizer).__name__}")
+        if any(attached.optimizer is optimizer for attached in self._attached.values()):
+            raise EditError("this optimizer is already attached")
+        mine = {id(parameter) for parameter in self.parameters()}
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(parameter) in mine for parameter in held):
+            raise EditError("the optimizer holds no parameter of this network: build it from net.parameters()")
+        for attached in self._attached.values():
+            if any(attached.holds(parameter) for parameter in held if id(parameter) in mine):
+                raise EditError("a parameter of the optimizer is held by another attached optimizer already")
+        key = str(len(self._attached))
+        self._attached[key] = Attached(key, optimizer, horizon)
+
+    def _check_held(self) -> None:
+        if not self._attached:
+            return
+        held = {id(p) for attached in self._attached.values() for p in attached.parameters()}
+        missing = [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in held]
+        if missing:
+            raise EditError(
+                f"parameters {missing} are in no attached optimizer and would never be trained: attach the optimizer "
+                "that holds them, add them to one, or set requires_grad to False"
+            )
+
+    # -- the host of an edit (graphnet.edit.host.Host) ------------------------------------------------------------
+
+    def live(self, name: str) -> Tensor:
+        """A stored tensor, detached."""
+        return self.tensor(name).detach()
+
+    def slots(self, name: str) -> Sequence[Slot]:
+        """What follows a tensor through edits: gradient, optimizer state, births."""
+        return list(self._slots(name))
+
+    def _slots(self, name: str) -> Iterator[Slot]:
+        tensor, dims = self.tensor(name), self.graph.tensors[name].dims
+        if tensor.grad is not None:
+            yield Slot(("grad", name), name, tensor.grad.detach(), dims, power=1.0)
+        for key, attached in self._attached.items():
+            if not attached.holds(tensor):
+                continue
+            for slot, value, rule in attached.state_tensors(tensor, name):
+                yield Slot(("state", key, name, slot), name, value.detach(), dims, rule.newborn, rule.power)
+            births = attached.updates.births.get(tensor)
+            if births is None:
+                continue
+            for kind, neutral in _NEWBORN.items():
+                for dim, vector in births.table(kind).items():
+                    yield Slot((kind, key, name, str(dim)), name, vector, (dims[dim],), neutral)
+
+    def step_of(self, optimizer: str, name: str) -> int | None:
+        """The optimizer's step count of a parameter."""
+        return self._attached[optimizer].step_of(self.tensor(name))
+
+    def steps_taken(self, optimizer: str) -> int:
+        """Steps that the optimizer has taken since it was attached."""
+        return self._attached[optimizer].updates.steps
+
+    def optimizers_of(self, name: str) -> Sequence[str]:
+        """The attached optimizers that hold a parameter."""
+        tensor = self.tensor(name)
+        return [key for key, attached in self._attached.items() if attached.holds(tensor)]
+
+    def optimizer_kind(self, optimizer: str) -> str:
+        """``adam`` where the update is scale-free in the gradient, else ``sgd``."""
+        return "adam" if self._attached[optimizer].rule.adam else "sgd"
+
+    def reserve_of(self, name: str) -> Tensor | None:
+        """The weights of dormant units beside the live ones."""
+        return self._current.reserve.get(name)
+
+    def evaluate(
+        self, graph: Graph, tensors: Mapping[str, Tensor], batch: Batch, loss: Loss | None = None, **options: Any
+    ) -> Evaluation:
+        """Run a graph with these tensors on a batch, in evaluation mode, changing nothing."""
+        return evaluate(graph, tensors, batch, loss, **options)
+
+    # -- editing ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def edit(self, *, seed: int | None = None) -> Iterator[Edit]:
+        """One atomic transaction: a new version when the block ends, nothing when anything fails.
+
+        Parameters
+        ----------
+        seed : int, optional
+            Seed of the edit's random numbers; by default from the network's seed and the version.
+
+        Raises
+        ------
+        EditError
+            From an operator or from the commit; graph, tensors, optimizer and history are as they were.
+        """
+        if self._editing:
+            raise EditError("an edit is open already: a transaction holds every operator of its version")
+        if torch.is_inference_mode_enabled():
+            raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
+        started = time.perf_counter()
+        chosen = _mix(self._seed, self.version + 1) if seed is None else seed
+        plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
+        edit = Edit(plan)
+        self._editing = True
+        try:
+            yield edit
+            if edit._failed is not None:
+                raise EditError(f"the edit failed ({edit._failed}); nothing was changed")
+            version = self._commit(plan, chosen, started) if plan.steps else None
+        finally:
+            edit._open = False
+            self._editing = False
+        if version is not None:
+            for callback in self._callbacks:
+                callback(version)
+
+    def _commit(self, plan: Plan, seed: int, started: float) -> Version:
+        with torch.no_grad():
+            result = plan.result()
+        self._check_held()
+        for name in result.tensors:
+            check_settable(name, self.tensor(name))
+        current = self._current
+        program = lower(result.graph, self) if carries_sizes(result.graph) else current.program
+        moved = sum(t.numel() * t.element_size() for t in (*result.tensors.values(), *result.slots.values()))
+        version = Version(
+            result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
+            _params(result.graph), _flops(result.graph), 0.0, moved,
+        )  # fmt: skip
+        swaps = list(self._swaps(result))
+        version = replace(version, seconds=time.perf_counter() - started)
+        following = _Current(result.graph, program, current.history.following(version), dict(result.reserve))
+        swaps.append(Swap(lambda: refresh_modules(following.graph, self), lambda: refresh_modules(current.graph, self)))
+        swaps.append(Swap(torch.clear_autocast_cache, torch.clear_autocast_cache))
+        publish = self.__dict__
+        swaps.append(Swap(lambda: publish.update(_current=following), lambda: publish.update(_current=current)))
+        commit(swaps)
+        return version
+
+    def _swaps(self, result: Result) -> Iterator[Swap]:
+        """Pointer changes for parameters, buffers, gradients, optimizer state and births."""
+        for name, data in result.tensors.items():
+            tensor = self.tensor(name)
+            yield _data_swap(tensor, data, result.slots.get(("grad", name)))
+        cleared = {(key, id(self.tensor(name))) for key, name in result.cleared}
+        for key, value in result.slots.items():
+            if key[0] == "state" and (key[1], id(self.tensor(key[2]))) not in cleared:
+                state = self._attached[key[1]].optimizer.state[self.tensor(key[2])]
+                yield _entry_swap(state, key[3], value)
+            elif key[0] in _NEWBORN:
+                yield _births_swap(self._attached[key[1]], self.tensor(key[2]), key[0], int(key[3]), value)
+            elif key[0] == "grad" and key[1] not in result.tensors:
+                tensor = self.tensor(key[1])
+                yield Swap(_setter(tensor, "grad", value), _setter(tensor, "grad", tensor.grad))
+        for optimizer, name in dict.fromkeys(result.cleared):
+            tensor = self.tensor(name)
+            attached = self._attached[optimizer]
+            if tensor in attached.optimizer.state:
+                yield _removal_swap(attached.optimizer.state, tensor)
+            if tensor in attached.updates.births:
+                yield _removal_swap(attached.updates.births, tensor)
+
+    # -- going elsewhere ------------------------------------------------------------------------------------------
+
+    def to_torch(self) -> fx.GraphModule:
+        """A copy of the current version as a plain ``torch.fx.GraphModule``; running it needs no graphnet."""
+        return copy.deepcopy(self._current.program)
+
+    def save(self, path: str | Path, **extra: Any) -> Path:
+        """Write a checkpoint; see :func:`graphnet.runtime.checkpoint.save`."""
+        from graphnet.runtime.checkpoint import save
+
+        return save(self, path, **extra)
+
+    def _count_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        result = super()._apply(fn, recurse)
+        current = self.__dict__.get("_current")
+        if current is not None:
+            moved = {name: fn(tensor) for name, tensor in current.reserve.items()}
+            self.__dict__["_current"] = replace(current, reserve=moved)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        current = state.pop("_current")
+        state |= {"_attached": {}, "_callbacks": [], "_editing": False}
+        state["_saved"] = (current.graph, current.history, dict(current.reserve))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        graph, history, reserve = state.pop("_saved")
+        super().__setstate__(state)
+        tie(graph, self)
+        self._current = _Current(graph, lower(graph, self), history, reserve)
+
+    def extra_repr(self) -> str:
+        return f"version {self.version} of {self.graph.name!r}"
+
+
+def _data_swap(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Swap:
+    old, old_grad = tensor.data, tensor.grad
+
+    def do() -> None:
+        set_data(tensor, data)
+        tensor.grad = grad if old_grad is not None else None
+
+    def undo() -> None:
+        set_data(tensor, old)
+        tensor.grad = old_grad
+
+    return Swap(do, undo)
+
+
+def _entry_swap(table: dict[str, Any], key: str, value: Tensor) -> Swap:
+    old = table[key]
+    return Swap(lambda: table.update({key: value}), lambda: table.update({key: old}))
+
+
+def _births_swap(attached: Attached, tensor: Tensor, kind: str, dim: int, value: Tensor) -> Swap:
+    from graphnet.runtime.updates import Births
+
+    table = attached.updates.births
+    existed = tensor in table
+    old = table[tensor].table(kind).get(dim) if existed else None
+
+    def do() -> None:
+        table.setdefault(tensor, Births()).table(kind)[dim] = value
+
+    def undo() -> None:
+        if not existed:
+            table.pop(tensor, None)
+        elif old is None:
+            table[tensor].table(kind).pop(dim, None)
+        else:
+            table[tensor].table(kind)[dim] = old
+
+    return Swap(do, undo)
+
+
+def _removal_swap(table: Any, key: Tensor) -> Swap:
+    old = table[key]
+
+    def undo() -> None:
+        table[key] = old
+
+    return Swap(lambda: table.pop(key, None), undo)
+
+
+def _setter(tensor: Tensor, attribute: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(tensor, attribute, value)
+
+
+def _params(graph: Graph) -> int:
+    total = 0
+    for spec in graph.tensors.values():
+        if not spec.buffer:
+            count = 1
+            for size in graph.shape(spec):
+                count *= size
+            total += count
+    return total
+
+
+def _flops(graph: Graph) -> int | None:
+    return None if len(graph.dynamic) > 1 else graph.cost().flops
+
+
+def _mix(seed: int, version: int) -> int:
+    """A seed for one version: distinct for every pair in practice, and stable across machines."""
+    return (seed * 1_000_003 + version * 7_919 + 12_345) % (2**63 - 1)

@@ -1,0 +1,65 @@
+"""Giving a parameter other data of another shape while it stays the same object.
+
+``parameter.data = new`` is not enough: a loss that outlives the edit keeps the old gradient accumulator, and its
+backward would raise from inside autograd or, after a prune, leave a gradient of the wrong shape. So the old
+accumulator gets a hook that raises our error, and the cached node is dropped by taking the data through an empty
+tensor of another dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphnet.errors import EditError
+
+__all__ = ["set_data"]
+
+
+def _refuse(*_: Any) -> None:
+    raise EditError(
+        "backward through a forward pass from before an edit: the parameters have other shapes now. "
+        "Call backward before the edit, or run the forward pass again"
+    )
+
+
+def set_data(parameter: Tensor, data: Tensor) -> None:
+    """Give a parameter (or buffer) new data; its gradient is dropped and a backward from before raises.
+
+    The object, its hooks and every reference to it stay valid.
+
+    Raises
+    ------
+    EditError
+        The parameter is an inference tensor or a sharded one, whose data cannot be set.
+    """
+    if parameter.requires_grad:
+        with torch.enable_grad():
+            node = parameter.expand_as(parameter).grad_fn
+        assert node is not None
+        accumulator = node.next_functions[0][0]
+        assert accumulator is not None
+        accumulator.register_prehook(_refuse)
+        parameter.grad = None
+        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = data
+
+
+def check_settable(name: str, tensor: Tensor) -> None:
+    """Refuse tensors whose data cannot be set.
+
+    Raises
+    ------
+    EditError
+        Says which tensor and why.
+    """
+    if tensor.is_inference():
+        raise EditError(f"tensor {name!r} was made in inference mode and cannot be edited: build the network outside it")
+    if type(tensor).__name__ == "DTensor":
+        raise EditError(
+            f"tensor {name!r} is sharded (DTensor): assigning its data is silently ignored by torch; edit the network "
+            "before sharding it, or gather its full state"
+        )
