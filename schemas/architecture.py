@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, SerializeAsAny, TypeAdapter, create_model
 
 from graphnet.ir.ops import OPS, Op
+from graphnet.ir.ops.io import DimensionName
 from graphnet.schemas.base import Document, Frozen, load_document
 
 __all__ = ["Architecture", "GroupState", "InputEntry", "architecture_model", "load_architecture"]
@@ -18,7 +19,7 @@ __all__ = ["Architecture", "GroupState", "InputEntry", "architecture_model", "lo
 class InputEntry(Frozen):
     """One input: its shape without the batch; a name is a dimension that changes from batch to batch."""
 
-    shape: tuple[int | str, ...]
+    shape: tuple[int | DimensionName, ...]
     dtype: Literal["float", "int64"] = "float"
     high: int | None = Field(default=None, ge=1)
 
@@ -28,7 +29,7 @@ class GroupState(Frozen):
 
     ids: tuple[tuple[int, int], ...] = Field(min_length=1)
     dormant: tuple[tuple[int, int], ...] = ()
-    next_id: int = Field(ge=1)
+    next_id: int = Field(ge=1, le=2**53)
 
 
 class Architecture(Document):

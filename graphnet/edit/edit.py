@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from graphnet.edit import operators
 from graphnet.edit.host import Batch, Loss, Snapshot
-from graphnet.edit.plan import Plan, Preserves
+from graphnet.edit.plan import Plan, Preserves, Step
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
 
@@ -48,6 +48,7 @@ class Edit:
         preserves: Preserves | None = None,
         batch: Batch | None = None,
         loss: Loss | None = None,
+        speed: tuple[float, int] | None = None,
         state_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[int, ...]:
@@ -62,11 +63,13 @@ class Edit:
             Initialiser: ``zero-outgoing`` (function preserved), ``kaiming``, ``copy-std``, ``net2wider``,
             ``gradmax``; ``options`` are its own.
         state : str
-            State policy: ``aged``, ``cold``, ``transplant``, ``scaled``.
+            State policy: ``aged``, ``cold``, ``transplant``, ``scaled``; ``state_options`` are its own.
         preserves : {"function", "approximate", "none"}, optional
             A promise: refused where it does not hold. Without it the version's record says what held.
         batch, loss : optional
             ``(x, y)`` and ``f(output, y)``, for initialisers that need data.
+        speed : (float, int), optional
+            Two-Speed: what the newborns' updates are multiplied by, and for how many optimizer steps.
 
         Returns
         -------
@@ -82,7 +85,7 @@ class Edit:
         """
         return self._do(
             operators.grow, group, count, init=init, state=state, preserves=preserves, batch=batch, loss=loss,
-            options=options, state_options=state_options,
+            speed=speed, options=options, state_options=state_options,
         )  # fmt: skip
 
     def prune(
@@ -149,17 +152,18 @@ class Edit:
         state: str = "aged",
         batch: Batch | None = None,
         loss: Loss | None = None,
+        speed: tuple[float, int] | None = None,
         state_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[int, ...]:
         """Bring dormant units back with the weights that they had: by id, or the ``highest`` so many by a score.
 
         Scores read what a dormant unit would do while the rest of the network runs as it is: its activation, or
-        the gradient that would reach it.
+        the gradient that would reach it. ``state`` and ``speed`` are as in :meth:`grow`.
         """
         return self._do(
             operators.recruit, group, units=units, highest=highest, score=score, state=state, batch=batch, loss=loss,
-            options=options, state_options=state_options,
+            speed=speed, options=options, state_options=state_options,
         )  # fmt: skip
 
     def rewind(
@@ -180,8 +184,16 @@ class Edit:
         return self._do(operators.rewind, group, snapshot, clear_state=clear_state)
 
     def apply(self, operator: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run an operator of your own: a function of the plan."""
-        return self._do(operator, *args, **options)
+        """Run an operator of your own: a function of the plan.
+
+        Where it appends no :class:`~graphnet.edit.plan.Step` to ``plan.steps``, one with its name is recorded.
+        """
+        steps = len(self._plan.steps)
+        found = self._do(operator, *args, **options)
+        if len(self._plan.steps) == steps:
+            name = getattr(operator, "__name__", type(operator).__name__)
+            self._plan.steps.append(Step(name, None, {}, note="an operator of the caller's, which recorded no step"))
+        return found
 
     def _do(self, operator: Callable[..., T], *args: Any, **options: Any) -> T:
         if not self._open:

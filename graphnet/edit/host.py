@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ Loss: TypeAlias = Callable[..., Tensor]
 """``loss(output, target)``, a scalar."""
 
 SlotKey: TypeAlias = tuple[str, ...]
-"""``("grad", tensor)``, ``("state", optimizer, tensor, key)``, ``("birth" | "rate" | "until", optimizer, tensor, dim)``."""
+"""``("grad", tensor)``, ``("state", optimizer, tensor, key)``, ``("birth" | "rate" | "until" | "multiplier", optimizer, tensor, dim)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,12 @@ class Host(Protocol):
 
     def step_of(self, optimizer: str, name: str) -> int | None:
         """The optimizer's step count of a parameter; None when it has not stepped or keeps no count."""
+
+    def steps_taken(self, optimizer: str) -> int:
+        """Steps that the optimizer has taken since it was attached."""
+
+    def optimizer_kind(self, optimizer: str) -> Literal["adam", "sgd"]:
+        """``adam`` where the update does not change with the gradient's scale, else ``sgd``."""
 
     def optimizers_of(self, name: str) -> Sequence[str]:
         """The attached optimizers that hold a parameter, by key."""

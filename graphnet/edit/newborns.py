@@ -17,7 +17,7 @@ from graphnet.ir.groups import UnitGroup
 from graphnet.ir.layout import NEWBORN, IndexArray
 from graphnet.ir.ops.base import Role
 
-__all__ = ["Block", "Claim", "Newborns", "visible"]
+__all__ = ["Block", "Claim", "Newborns", "tied_through", "visible"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,12 @@ class Newborns:
         if not self.outgoing():
             return Claim("none", f"nothing reads {self.group.name!r} through a stored weight")
         return Claim("function")
+
+
+def tied_through(newborns: Newborns) -> str | None:
+    """The stored tensor that both produces and consumes the group along one dimension (tied weights), or None."""
+    into = {(block.holder.tensor, block.holder.dim) for block in newborns.incoming()}
+    return next((b.holder.tensor for b in newborns.outgoing() if (b.holder.tensor, b.holder.dim) in into), None)
 
 
 def visible(group: UnitGroup) -> str | None:

@@ -41,6 +41,8 @@ class Step:
         As given, in a form that JSON holds.
     born, dropped : tuple of int
         Ids of units that joined or left the live ones.
+    dormant : bool
+        Whether they came from the dormant ones or went to them, rather than being new or gone for good.
     preserves : str
         What held: ``function``, ``approximate`` or ``none``.
     note : str
@@ -54,6 +56,7 @@ class Step:
     dropped: tuple[int, ...] = ()
     preserves: Preserves = "none"
     note: str = ""
+    dormant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +269,8 @@ class Plan:
         for name, value in tensors.items():
             if tuple(value.shape) != self.graph.shape(self.spec(name)):
                 raise EditError(f"tensor {name!r} would have shape {tuple(value.shape)}: this is a bug in an operator")
-        return Result(self.graph, tensors, slots, kept, self.steps, self.cleared)
+        graph = replace(self.graph, version=self.base.version + 1)  # also where only values change
+        return Result(graph, tensors, slots, kept, self.steps, self.cleared)
 
 
 class PlanHost:
@@ -286,6 +290,14 @@ class PlanHost:
     def step_of(self, optimizer: str, name: str) -> int | None:
         """No optimizer."""
         return None
+
+    def steps_taken(self, optimizer: str) -> int:
+        """No optimizer."""
+        return 0
+
+    def optimizer_kind(self, optimizer: str) -> Literal["adam", "sgd"]:
+        """No optimizer."""
+        return "sgd"
 
     def optimizers_of(self, name: str) -> Sequence[str]:
         """No optimizer."""

@@ -10,10 +10,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from math import isfinite
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from graphnet.edit.host import Slot
 from graphnet.edit.newborns import Block, Newborns
@@ -21,10 +24,16 @@ from graphnet.edit.registry import Registry
 from graphnet.edit.staged import Staged
 from graphnet.errors import EditError
 
-__all__ = ["AGELESS", "STATES", "birth_slot", "set_births", "state_policy"]
+__all__ = ["AGELESS", "NEUTRAL", "STATES", "AgeSlot", "age_slot", "set_births", "set_speed", "state_policy"]
 
 AGELESS = -(1 << 40)
 """The birth of a row that is as old as the optimizer."""
+
+AgeSlot = Literal["birth", "rate", "until", "multiplier"]
+"""What the optimizer's hooks know of each row and column (:class:`graphnet.runtime.updates.Births`)."""
+
+NEUTRAL: Mapping[AgeSlot, float] = {"birth": float(AGELESS), "rate": 1.0, "until": 0.0, "multiplier": 1.0}
+"""What those hold where nothing was written."""
 
 
 class StatePolicy(Protocol):
@@ -60,19 +69,28 @@ def transplant(newborns: Newborns, *, first_moments: bool = False) -> None:
     if newborns.donors is None:
         newborns.donors = random_donors(newborns)
     for block in newborns.blocks("write", "read", "slot"):
+        assert block.donors is not None
         for slot, staged in newborns.plan.slots(block.holder.tensor).values():
-            if slot.key[0] != "state" or not (slot.power == 2 or (first_moments and slot.power == 1)):
-                continue
-            assert block.donors is not None
-            staged.write(block._index(block.positions), staged.block(block._index(block.donors)))
+            if slot.key[0] == "birth" and slot.key[3] == str(block.holder.dim):
+                staged.write([block.positions], staged.block([block.donors]))
+            elif slot.key[0] == "state" and (slot.power == 2 or (first_moments and slot.power == 1)):
+                staged.write(block._index(block.positions), staged.block(block._index(block.donors)))
 
 
 @state_policy("scaled")
-def scaled(newborns: Newborns) -> None:
+def scaled(newborns: Newborns, *, trajectory: bool = False) -> None:
     """Give replicas the state that their donors' gradients would have made; exact for elementwise optimizers.
 
     Incoming moments of *every* copy are the donor's times its share (to the second power for second moments);
-    outgoing ones are the donor's. Gradients in flight follow like first moments.
+    outgoing ones are the donor's, and so are ages. Gradients in flight follow like first moments.
+
+    Parameters
+    ----------
+    trajectory : bool
+        Also multiply the updates of every copy, for good, so that the widened network follows the path that the
+        network before would have taken: with share a, (incoming, outgoing) by (1/a, a) under SGD and (1, a) under
+        Adam. Exact without noise, gradient clipping and coupled weight decay, and under Adam up to its epsilon,
+        which is not scaled (relative error epsilon/(a sqrt(v))). METHODS 6.2.
     """
     if newborns.shares is None or newborns.donors is None:
         raise EditError("the state policy 'scaled' is for replicas: use it with init='net2wider'")
@@ -86,6 +104,8 @@ def scaled(newborns: Newborns) -> None:
         index = [at if dim == holder.dim else None for dim in range(rank)]
         source = [flat[at] if dim == holder.dim else None for dim in range(rank)]
         for slot, staged in newborns.plan.slots(holder.tensor).values():
+            if slot.key[0] in NEUTRAL and slot.key[3] == str(holder.dim):
+                staged.write([at], staged.block([flat[at]]))
             if slot.key[0] not in ("state", "grad") or slot.power == 0:
                 continue
             value = staged.block(source)
@@ -95,6 +115,13 @@ def scaled(newborns: Newborns) -> None:
                 share = torch.from_numpy(newborns.shares[owner[at]] ** slot.power)
                 value = value * share.to(value).reshape(shape)
             staged.write(index, value)
+        if trajectory:
+            shares = torch.from_numpy(newborns.shares[owner[at]])
+            for optimizer in newborns.plan.host.optimizers_of(holder.tensor):
+                sgd = newborns.plan.host.optimizer_kind(optimizer) == "sgd"
+                factor = shares if holder.role == "read" else 1.0 / shares if sgd else torch.ones_like(shares)
+                staged = age_slot(newborns, "multiplier", optimizer, holder.tensor, holder.dim)
+                staged.write([at], staged.block([at]) * factor)
 
 
 def random_donors(newborns: Newborns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -113,17 +140,47 @@ def set_births(newborns: Newborns, block: Block) -> None:
         step = plan.host.step_of(optimizer, tensor)
         if step is None:
             continue
-        staged = birth_slot(newborns, optimizer, tensor, dim)
+        staged = age_slot(newborns, "birth", optimizer, tensor, dim)
         staged.write([block.positions], torch.full((block.positions.size,), step, dtype=torch.int64))
 
 
-def birth_slot(newborns: Newborns, optimizer: str, tensor: str, dim: int) -> Staged:
-    """The births along one dimension of a parameter, made ageless where there are none yet."""
+def set_speed(newborns: Newborns, speed: tuple[float, int] | None) -> None:
+    """Multiply the updates of newborn rows and columns by a factor for so many steps (Two-Speed).
+
+    The whole update is scaled, weight decay included: ``W <- W_old + factor * (W_new - W_old)``. An element in a
+    newborn row and a newborn column is scaled once. Source: Lillo and Cheney, arXiv 2605.15435; METHODS 6.4.
+
+    Raises
+    ------
+    EditError
+        The factor is not a positive number or the count not a whole number of at least 1.
+    """
+    if speed is None:
+        return
+    factor, steps = speed if isinstance(speed, tuple | list) and len(speed) == 2 else (None, None)
+    numbers = not isinstance(factor, bool) and isinstance(factor, int | float) and isfinite(factor) and factor > 0
+    if not numbers or isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise EditError(f"speed is (factor above 0, number of steps), for instance (5.0, 1955); not {speed!r}")
     plan = newborns.plan
-    key = ("birth", optimizer, tensor, str(dim))
+    for block in newborns.blocks("write", "read", "slot"):
+        tensor, dim, count = block.holder.tensor, block.holder.dim, block.positions.size
+        for optimizer in plan.host.optimizers_of(tensor):
+            step = plan.host.step_of(optimizer, tensor)
+            until = (plan.host.steps_taken(optimizer) if step is None else step) + steps
+            rates = age_slot(newborns, "rate", optimizer, tensor, dim)
+            rates.write([block.positions], torch.full((count,), float(factor), dtype=torch.float64))
+            ends = age_slot(newborns, "until", optimizer, tensor, dim)
+            ends.write([block.positions], torch.full((count,), until, dtype=torch.int64))
+
+
+def age_slot(newborns: Newborns, kind: AgeSlot, optimizer: str, tensor: str, dim: int) -> Staged:
+    """What is kept of the age of each slice along one dimension of a parameter, made neutral where nothing is."""
+    plan = newborns.plan
+    key = (kind, optimizer, tensor, str(dim))
     table = plan.slots(tensor)
     if key in table:
         return table[key][1]
     layout = plan.base.tensors[tensor].dims[dim]
-    base = torch.full((layout.size(plan.base.sizes),), AGELESS, dtype=torch.int64)
-    return plan.add_slot(Slot(key, tensor, base, (layout,), float(AGELESS)))
+    neutral, dtype = NEUTRAL[kind], torch.int64 if kind in ("birth", "until") else torch.float64
+    base: Tensor = torch.full((layout.size(plan.base.sizes),), neutral, dtype=torch.float64).to(dtype)
+    return plan.add_slot(Slot(key, tensor, base, (layout,), neutral))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphnet.ir.groups import find
 from graphnet.ir.layout import NEWBORN, IndexArray
 
 __all__ = ["UnitMap"]
@@ -55,8 +56,7 @@ class UnitMap:
     @classmethod
     def between(cls, group: str, before: Sequence[int], after: Sequence[int]) -> UnitMap:
         """The map between two lists of unit ids; an id that is new is a newborn."""
-        at = {unit: position for position, unit in enumerate(before)}
-        return cls(group, len(before), np.array([at.get(unit, NEWBORN) for unit in after], dtype=np.int64))
+        return cls(group, len(before), find(np.asarray(before, dtype=np.int64), np.asarray(after, dtype=np.int64)))
 
     @property
     def new(self) -> int:

@@ -197,7 +197,6 @@ def resnet(
 
     conv("conv1", "norm1", widths[0])
     chain.activation("act1", activation)
-    before = widths[0]
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
         for block in range(depth):
             at, entry, stride = f"layer{stage}.{block}", chain.last, 2 if stage > 1 and block == 0 else 1
@@ -206,11 +205,10 @@ def resnet(
             conv(f"{at}.conv2", f"{at}.norm2", width)
             branch = chain.last
             chain.last = entry
-            if stride != 1 or width != before:
+            if stride != 1:  # the first stage has the width of the stem
                 conv(f"{at}.downsample.conv", f"{at}.downsample.norm", width, kernel=1, stride=stride)
             chain.add(Add, f"{at}.add", inputs=(branch, chain.last))
             chain.activation(f"{at}.act2", activation)
-            before = width
     chain.add(AdaptiveAvgPool, "pool", size=1)
     chain.add(Flatten, "flatten")
     chain.add(LinearOp, "head", out=_count("resnet", "classes", classes))
@@ -318,9 +316,7 @@ class _Chain:
         self.ops: list[Op] = [first]
         self.last = first.name
 
-    def add(
-        self, kind: type[Op], name: str, *, inputs: tuple[str, ...] | None = None, **attributes: Any
-    ) -> None:
+    def add(self, kind: type[Op], name: str, *, inputs: tuple[str, ...] | None = None, **attributes: Any) -> None:
         """Append an op and make it the last."""
         try:
             self.ops.append(kind(name=name, inputs=inputs or (self.last,), **attributes))
@@ -335,13 +331,13 @@ class _Chain:
             raise GraphError(
                 f"{self.builder}: activation is the name of an op or a mapping with its attributes, not {activation!r}"
             )
-        known = sorted(
-            key for key, kind in OPS.items() if issubclass(kind, Activation) and kind is not Dropout
-        )
+        known = sorted(key for key, kind in OPS.items() if issubclass(kind, Activation) and kind is not Dropout)
         kind = entry.get("op")
         if kind not in known:
             raise GraphError(f"{self.builder}: activation {kind!r} is not one of {', '.join(known)}")
-        attributes = {str(key): value for key, value in entry.items() if key not in ("op", "name", "inputs")}
+        attributes: dict[str, Any] = {
+            str(key): value for key, value in entry.items() if key not in ("op", "name", "inputs")
+        }
         self.add(OPS[kind], name, **attributes)
 
     def norm(
@@ -365,7 +361,7 @@ class _Chain:
 
     def graph(self, name: str) -> Graph:
         """Build the graph; the last op is its output."""
-        if not isinstance(name, str) or not name:
+        if not _is_text(name):
             raise GraphError(f"{self.builder}: name must be a text that is not empty, not {name!r}")
         return Graph.from_ops(self.ops, [self.last], name=name)
 
@@ -384,6 +380,10 @@ def _count(builder: str, what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise GraphError(f"{builder}: {what} must be an integer of at least 1, not {value!r}")
     return value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _counts(builder: str, what: str, values: Any, *, least: int = 0) -> tuple[int, ...]:
@@ -409,6 +409,4 @@ def _image(builder: str, shape: Any) -> tuple[int, ...]:
 
 def _odd(builder: str, kernel: Any) -> None:
     if _count(builder, "kernel", kernel) % 2 == 0:
-        raise GraphError(
-            f"{builder}: kernel must be odd, so that the padded image keeps its size, not {kernel}"
-        )
+        raise GraphError(f"{builder}: kernel must be odd, so that the padded image keeps its size, not {kernel}")

@@ -171,14 +171,12 @@ def _bind(
     elif len(inputs) == 1:
         shapes = {next(iter(inputs)): given}
     else:
-        raise GraphError(
-            f"cost: the graph has inputs {sorted(inputs)}: give input_shape as a mapping by name"
-        )
+        raise GraphError(f"cost: the graph has inputs {sorted(inputs)}: give input_shape as a mapping by name")
     bound: dict[str, int] = {f"<{BATCH}>": batch}
     for name, sizes in shapes.items():
         if name not in inputs:
             raise GraphError(f"cost: input_shape names {name!r}; the inputs are {sorted(inputs)}")
-        if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        if not _is_list(sizes):
             raise GraphError(f"cost: input_shape of {name!r} must be a list of sizes, not {sizes!r}")
         wanted = inputs[name]
         if len(sizes) != len(wanted):
@@ -201,6 +199,10 @@ def _bind(
             f"input_shape, a size for each of {list(inputs[where])} (input {where!r})"
         )
     return bound
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _whole(what: str, value: Any) -> int:

@@ -53,9 +53,7 @@ def from_document(document: Architecture) -> Graph:
     previous = ops[-1].name
     for op in document.ops:
         if isinstance(op, Input | Output):
-            raise SchemaError(
-                f"ops: {op.name!r} is an {op.op} op; inputs and outputs have sections of their own"
-            )
+            raise SchemaError(f"ops: {op.name!r} is an {op.op} op; inputs and outputs have sections of their own")
         if not op.inputs:
             op = op.model_copy(update={"inputs": (previous,)})
         ops.append(op)
@@ -99,7 +97,7 @@ def to_document(graph: Graph) -> dict[str, Any]:
             **({"dormant": [list(run) for run in compress(group.dormant)]} if group.dormant else {}),
         }
         for name, group in graph.groups.items()
-        if group.ids != tuple(range(group.next_id))
+        if group.next_id != group.size or group.ids != tuple(range(group.size))
     }
     document: dict[str, Any] = {
         "kind": "architecture",

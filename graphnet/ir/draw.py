@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -93,9 +94,7 @@ def draw(
         raise GraphError(f"draw: engine {engine!r} is not one of auto, graphviz, matplotlib")
     dot = shutil.which("dot")
     if engine == "graphviz" and dot is None:
-        raise GraphError(
-            "draw: Graphviz's 'dot' is not installed; install graphviz, or use engine='matplotlib'"
-        )
+        raise GraphError("draw: Graphviz's 'dot' is not installed; install graphviz, or use engine='matplotlib'")
     heading = title if title is not None else f"{graph.name}, version {graph.version}"
     pills = {name: _pills(graph, name, newborns or {}) for name in graph.nodes}
     try:
@@ -230,19 +229,15 @@ def _run_dot(dot: str, source: str, path: Path, kind: str) -> None:
         [dot, f"-T{kind}"], input=source.encode(), capture_output=True, timeout=_DOT_SECONDS, check=False
     )  # fmt: skip
     if done.returncode or not done.stdout:
-        raise GraphError(
-            f"draw: Graphviz failed on {path}: {done.stderr.decode(errors='replace').strip()[:500]}"
-        )
+        raise GraphError(f"draw: Graphviz failed on {path}: {done.stderr.decode(errors='replace').strip()[:500]}")
     path.write_bytes(done.stdout)
 
 
 def _matplotlib() -> Callable[[Graph, Path, Mapping[str, list[Pill]], str], None]:
-    try:
-        import matplotlib  # noqa: F401 - only to see whether it is there
-    except ImportError:
+    if find_spec("matplotlib") is None:
         raise GraphError(
             "draw: neither Graphviz's 'dot' nor matplotlib is installed; install one (pip install matplotlib)"
-        ) from None
+        )
     from graphnet.ir.sketch import sketch
 
     return sketch

@@ -92,30 +92,24 @@ def expand(
     ids = {
         name: group.extended if dormant and group.dormant else group.ids for name, group in graph.groups.items()
     }  # fmt: skip
-    _check_size(
-        connections, around if groups else None, {name: len(units) for name, units in ids.items()}, limit
-    )
+    _check_size(connections, around if groups else None, {name: len(units) for name, units in ids.items()}, limit)
     result = nx.DiGraph(name=graph.name, version=graph.version)
     for found in connections:
         _add(result, graph, found, ids, around if groups else None, tensors)
     marked = {name: set(units) for name, units in (newborns or {}).items()}
     for node, data in result.nodes(data=True):
         units = _units(node)
-        kinds = {graph.groups[name].kind for name, _ in units if name in graph.groups}
+        kinds = {graph.groups[name].kind for name, _ in units if name in graph.groups} or {"fixed"}
         data["group"] = node[0]
-        data["kind"] = kinds.pop() if len(kinds) == 1 else "units" if units else "fixed"
-        data["dormant"] = any(
-            unit in graph.groups[name].dormant for name, unit in units if name in graph.groups
-        )
+        data["kind"] = kinds.pop() if len(kinds) == 1 else "units"
+        data["dormant"] = any(unit in graph.groups[name].dormant for name, unit in units if name in graph.groups)
         data["newborn"] = any(unit in marked.get(name, ()) for name, unit in units)
     return result
 
 
 def _named(graph: Graph, name: str) -> set[str]:
     if name in graph.nodes and name not in graph.groups:
-        found = {key for dims in graph.nodes[name].outputs for dim in dims for key in dim.atoms()} & set(
-            graph.groups
-        )
+        found = {key for dims in graph.nodes[name].outputs for dim in dims for key in dim.atoms()} & set(graph.groups)
         if found:
             return found
     return {graph.group(name).name}
@@ -149,14 +143,14 @@ def _origin(graph: Graph, name: str) -> str:
     return name
 
 
-def _touches(found: _Connection, around: Collection[str]) -> bool:
+def _touches(found: _Connection, around: set[str]) -> bool:
     return not around.isdisjoint((*found.write.atoms(), *found.read.atoms())) or bool(
-        {found.writer, found.reader} & set(around)
+        {found.writer, found.reader} & around
     )
 
 
 def _check_size(
-    connections: Sequence[_Connection], around: Collection[str] | None, sizes: Mapping[str, int], limit: int
+    connections: Sequence[_Connection], around: set[str] | None, sizes: Mapping[str, int], limit: int
 ) -> None:
     """Count the edges from sizes alone, before any is made."""
     total = 0
@@ -174,9 +168,7 @@ def _check_size(
         )
 
 
-def _count(
-    layout: Layout, origin: str, sizes: Mapping[str, int], around: Collection[str] | None
-) -> tuple[int, int]:
+def _count(layout: Layout, origin: str, sizes: Mapping[str, int], around: set[str] | None) -> tuple[int, int]:
     """Units of a dimension (positions of one unit count once), and how many of them touch the named groups."""
     total = touched = 0
     for term in layout.terms:
@@ -190,9 +182,7 @@ def _count(
             elif not names:
                 count *= factor
         total += count
-        touched += (
-            count if around is None or not set(around).isdisjoint([*names] if names else [origin]) else 0
-        )
+        touched += count if around is None or not around.isdisjoint([*names] if names else [origin]) else 0
     return total, touched
 
 
@@ -229,11 +219,7 @@ def _add(
     tensors: Mapping[str, Any] | None,
 ) -> None:  # fmt: skip
     rows, columns = _keys(found.write, found.writer, ids), _keys(found.read, found.reader, ids)
-    share = (
-        1
-        if found.grouping is None
-        else found.grouping.size({name: len(units) for name, units in ids.items()})
-    )
+    share = 1 if found.grouping is None else found.grouping.size({name: len(units) for name, units in ids.items()})
     per_row, per_column = len(rows) // share, len(columns) // share
     synapses: dict[tuple[UnitNode, UnitNode], list[tuple[int, int]]] = {}
     near = [around is None or _near(key, around) for key in columns]
@@ -260,9 +246,7 @@ def _add(
         values = (*data.get("values", ()), value.reshape(shape))
         data["values"] = values
         single = len(values) == 1 and value.size == 1
-        data["weight"] = (
-            float(value.item()) if single else float(np.sqrt(sum((part**2).sum() for part in values)))
-        )
+        data["weight"] = float(value.item()) if single else float(np.sqrt(sum((part**2).sum() for part in values)))
 
 
 def _stored(keys: Sequence[UnitNode], live: Sequence[UnitNode]) -> list[Any]:
@@ -288,11 +272,7 @@ def _weight(graph: Graph, spec: TensorSpec, tensors: Mapping[str, Any]) -> Any:
     if name not in tensors:
         raise GraphError(f"expand: the tensor {name!r} is not given")
     given = tensors[name]
-    value = (
-        given.detach().cpu().double().numpy() if hasattr(given, "detach") else np.asarray(given, np.float64)
-    )
+    value = given.detach().cpu().double().numpy() if hasattr(given, "detach") else np.asarray(given, np.float64)
     if value.shape != graph.shape(spec):
-        raise GraphError(
-            f"expand: tensor {name!r} has shape {list(value.shape)}, not {list(graph.shape(spec))}"
-        )
+        raise GraphError(f"expand: tensor {name!r} has shape {list(value.shape)}, not {list(graph.shape(spec))}")
     return value

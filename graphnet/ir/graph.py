@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
+from networkx import DiGraph
 
 from graphnet.errors import EditError, FrozenGroupError, GraphError
 from graphnet.ir.groups import UnitGroup
@@ -139,9 +140,7 @@ class Graph:
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Size of every atom: live units of each group, nominal sizes of dynamic dimensions."""
-        return MappingProxyType(
-            {name: group.size for name, group in self.groups.items()} | dict(self.dynamic)
-        )
+        return MappingProxyType({name: group.size for name, group in self.groups.items()} | dict(self.dynamic))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -172,20 +171,15 @@ class Graph:
             return self.groups[name]
         if name in self.nodes:
             found = sorted(
-                {key for dims in self.nodes[name].outputs for dim in dims for key in dim.atoms()}
-                & set(self.groups)
+                {key for dims in self.nodes[name].outputs for dim in dims for key in dim.atoms()} & set(self.groups)
             )
             if len(found) == 1:
                 return self.groups[found[0]]
             if found:
                 raise GraphError(f"op {name!r} has several unit groups: {', '.join(found)}; name one of them")
             raise GraphError(f"op {name!r} has no unit group: all its dimensions are fixed")
-        near = get_close_matches(name, [*self.groups, *self.nodes], n=3)
-        hint = (
-            f"; did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else f"; the groups are {sorted(self.groups)}"
-        )
+        near = get_close_matches(name, list({**self.groups, **self.nodes}), n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; the groups are {sorted(self.groups)}"
         raise GraphError(f"there is no unit group or op {name!r}{hint}")
 
     def editable(self, name: str) -> UnitGroup:
@@ -218,7 +212,7 @@ class Graph:
         return self.nodes[name].outputs[port]
 
     @cached_property
-    def nx(self) -> nx.DiGraph:
+    def nx(self) -> DiGraph:
         """The graph as a frozen networkx ``DiGraph``.
 
         Op nodes are keyed by name (``kind="op"``, ``op``, ``spec``); unit groups by ``units:NAME``
@@ -283,9 +277,7 @@ class Graph:
             )
             for name, node in self.nodes.items()
         }  # fmt: skip
-        following = Graph(
-            self.name, MappingProxyType(nodes), MappingProxyType(groups), self.dynamic, self.version + 1
-        )
+        following = Graph(self.name, MappingProxyType(nodes), MappingProxyType(groups), self.dynamic, self.version + 1)
         following.validate()
         return following
 
@@ -298,9 +290,7 @@ class Graph:
             The widths of this version do not give the layouts that it claims.
         """
         try:
-            found = infer(
-                [node.op for node in self.nodes.values()], {n: node.inputs for n, node in self.nodes.items()}
-            )
+            found = infer([node.op for node in self.nodes.values()], {n: node.inputs for n, node in self.nodes.items()})
         except GraphError as error:
             raise EditError(f"the edited graph is not valid: {error}") from error
         for name, node in self.nodes.items():
@@ -312,9 +302,7 @@ class Graph:
                 )
         for name, group in found.groups.items():
             if name not in self.groups or self.groups[name].size != group.size:
-                raise EditError(
-                    f"the edited graph is not valid: unit group {name!r} would have {group.size} units"
-                )
+                raise EditError(f"the edited graph is not valid: unit group {name!r} would have {group.size} units")
 
     # -- documents, cost, pictures (their modules say how) ------------------------------------------------------
 
@@ -336,7 +324,7 @@ class Graph:
 
         return cost(self, input_shape, batch=batch, **options)
 
-    def expand(self, *groups: str, limit: int = 20_000, **options: Any) -> nx.DiGraph:
+    def expand(self, *groups: str, limit: int = 20_000, **options: Any) -> DiGraph:
         """The neuron-by-neuron graph of a part; see :func:`graphnet.ir.expand.expand`."""
         from graphnet.ir.expand import expand
 
@@ -358,9 +346,7 @@ class Graph:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return (
-            f"<Graph {self.name!r} version {self.version}: {len(self.nodes)} ops, {len(self.groups)} groups>"
-        )
+        return f"<Graph {self.name!r} version {self.version}: {len(self.nodes)} ops, {len(self.groups)} groups>"
 
 
 def _rebuild(name: str, nodes: Any, groups: Any, dynamic: Any, version: int) -> Graph:
@@ -390,8 +376,7 @@ def _with_sizes(
         if isinstance(value, list):
             if isinstance(old, tuple) and len(old) == len(value):
                 update[key] = tuple(
-                    size if isinstance(was, int) and was > 0 else was
-                    for was, size in zip(old, value, strict=True)
+                    size if isinstance(was, int) and was > 0 else was for was, size in zip(old, value, strict=True)
                 )
         elif isinstance(old, int) and not isinstance(old, bool):
             update[key] = value
@@ -405,9 +390,7 @@ def _adopt(fresh: UnitGroup, given: UnitGroup) -> UnitGroup:
         raise GraphError(f"unit group {fresh.name!r} has {fresh.size} units but {len(given.ids)} ids")
     ids = (*given.ids, *given.dormant)
     if len(set(ids)) != len(ids) or min(ids) < 0 or given.next_id <= max(ids):
-        raise GraphError(
-            f"unit group {fresh.name!r}: ids must differ and lie below next_id ({given.next_id})"
-        )
+        raise GraphError(f"unit group {fresh.name!r}: ids must differ and lie below next_id ({given.next_id})")
     return UnitGroup(
         fresh.name, given.ids, fresh.kind, fresh.role, fresh.frozen, fresh.output, fresh.coupled, fresh.contracted,
         tuple(sorted(given.dormant)), fresh.minimum, given.next_id,
@@ -451,9 +434,7 @@ def _check_ends(ops: Sequence[Op]) -> None:
         while "." in parent:
             parent = parent.rpartition(".")[0]
             if parent in names:
-                raise GraphError(
-                    f"op {name!r} lies inside op {parent!r}: a dotted name's parents must not be ops"
-                )
+                raise GraphError(f"op {name!r} lies inside op {parent!r}: a dotted name's parents must not be ops")
 
 
 def _port(op: Op, ref: str, by_name: Mapping[str, Op]) -> tuple[str, int]:
@@ -469,9 +450,7 @@ def _port(op: Op, ref: str, by_name: Mapping[str, Op]) -> tuple[str, int]:
     if isinstance(producer, Output):
         raise GraphError(f"op {op.name!r} reads the network's output op: read what it reads instead")
     if port >= producer.ports:
-        raise GraphError(
-            f"op {op.name!r} reads {ref!r}, but {name!r} ({producer.op}) has {producer.ports} output(s)"
-        )
+        raise GraphError(f"op {op.name!r} reads {ref!r}, but {name!r} ({producer.op}) has {producer.ports} output(s)")
     return name, port
 
 
@@ -495,7 +474,5 @@ def _sort(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -
     if len(ordered) < len(ops):
         stuck = sorted(name for name, count in waiting.items() if count)
         cycle = nx.find_cycle(nx.DiGraph([(p, n) for n in stuck for p, _ in edges[n] if p in stuck]))
-        raise GraphError(
-            "data must flow without a cycle: " + " -> ".join([a for a, _ in cycle] + [cycle[0][0]])
-        )
+        raise GraphError("data must flow without a cycle: " + " -> ".join([a for a, _ in cycle] + [cycle[0][0]]))
     return ordered

@@ -9,7 +9,7 @@ import numpy as np
 from graphnet.errors import EditError
 from graphnet.ir.layout import IndexArray
 
-__all__ = ["UnitGroup"]
+__all__ = ["UnitGroup", "compress", "expand", "find"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +75,17 @@ class UnitGroup:
         wanted = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids)  # type: ignore[call-overload]
         where = self.ids if within is None else within
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise EditError(f"group {self.name!r}: units are named by a flat list of integer ids, not {ids!r}")
+        found = find(np.asarray(where, dtype=np.int64), wanted.astype(np.int64))
+        if (found < 0).any():
+            missing = wanted[found < 0][:8].tolist()
             raise EditError(
-                f"group {self.name!r}: units are named by a flat list of integer ids, not {ids!r}"
-            )
-        at = {unit: position for position, unit in enumerate(where)}
-        missing = [int(unit) for unit in wanted if int(unit) not in at]
-        if missing:
-            raise EditError(
-                f"group {self.name!r} has no unit {missing[:8]}: its ids are {_ranges(where)} "
+                f"group {self.name!r} has no unit {missing}: its ids are {_ranges(where)} "
                 "(an id is a name, not a position, and is never used again)"
             )
-        if len(set(wanted.tolist())) != wanted.size:
+        if np.unique(wanted).size != wanted.size:
             raise EditError(f"group {self.name!r}: a unit is named twice in {wanted.tolist()[:12]}")
-        return np.array([at[int(unit)] for unit in wanted], dtype=np.int64)
+        return found
 
     def __str__(self) -> str:
         marks = [f"frozen: {self.frozen}" if self.frozen else "", "output" if self.output else ""]
@@ -95,6 +93,15 @@ class UnitGroup:
         marks += [f"{len(self.dormant)} dormant" if self.dormant else ""]
         extra = "; ".join(mark for mark in marks if mark)
         return f"{self.name}: {self.size} {self.kind}" + (f" ({extra})" if extra else "")
+
+
+def find(ids: IndexArray, wanted: IndexArray) -> IndexArray:
+    """For each wanted id its position among ids that are all different, or -1."""
+    if ids.size == 0:
+        return np.full(wanted.shape, -1, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    at = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
+    return np.where(ids[at] == wanted, at, -1).astype(np.int64)
 
 
 def _ranges(ids: tuple[int, ...]) -> str:

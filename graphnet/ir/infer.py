@@ -188,9 +188,7 @@ class _Context:
         return GraphError(f"{prefix}{message}\n{self.describe(self.op.name)}")
 
     def dims(self, shapes: Sequence[Dims]) -> str:
-        return ", ".join(
-            f"[{', '.join(self.unifier.show(self.unifier.resolve(d)) for d in dims)}]" for dims in shapes
-        )
+        return ", ".join(f"[{', '.join(self.unifier.show(self.unifier.resolve(d)) for d in dims)}]" for dims in shapes)
 
 
 def infer(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -> Inference:
@@ -204,12 +202,8 @@ def infer(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -
     shapes: dict[str, tuple[Dims, ...]] = {}
 
     def describe(name: str) -> str:
-        lines = [
-            f"  {_line(op, edges[op.name])}" for op in ops if op.name == name or op.name in dict(edges[name])
-        ]
-        known = [
-            f"    {op}:{port} is {ctx.dims([shapes[op][port]])}" for op, port in edges[name] if op in shapes
-        ]
+        lines = [f"  {_line(op, edges[op.name])}" for op in ops if op.name == name or op.name in dict(edges[name])]
+        known = [f"    {op}:{port} is {ctx.dims([shapes[op][port]])}" for op, port in edges[name] if op in shapes]
         return "\n".join(["  here:", *lines, *known])
 
     ctx = _Context(describe)
@@ -235,10 +229,7 @@ def infer(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -
             if isinstance(op, Input):
                 shapes[op.name] = (tuple(dimension(entry) for entry in (BATCH, *op.shape)),)
                 continue
-            reads = [
-                tuple(unifier.resolve(dim) for dim in shapes[producer][port])
-                for producer, port in edges[op.name]
-            ]
+            reads = [tuple(unifier.resolve(dim) for dim in shapes[producer][port]) for producer, port in edges[op.name]]
             out = op.infer(ctx, *reads)
             several = bool(out) and isinstance(out[0], tuple)
             shapes[op.name] = out if several else (out,)  # type: ignore[assignment]
@@ -331,9 +322,7 @@ def _name_groups(
                     taken.add(name)
                     names[key] = name
                     heads = info.role in ("heads", "kv_heads")
-                    kinds[name] = (
-                        "heads" if heads else "features" if info.role == "head_dim" else op.unit_kind
-                    )
+                    kinds[name] = "heads" if heads else "features" if info.role == "head_dim" else op.unit_kind
     return names, kinds
 
 
@@ -361,15 +350,7 @@ def _make_groups(
         if info.dynamic:
             continue
         kind = kinds[name]
-        role = (
-            "output"
-            if name in outs
-            else "heads"
-            if kind == "heads"
-            else "stream"
-            if name in stream
-            else "hidden"
-        )
+        role = "output" if name in outs else "heads" if kind == "heads" else "stream" if name in stream else "hidden"
         groups[name] = UnitGroup(
             name, tuple(range(info.size)), kind, role, None, name in outs,
             "; ".join(coupled.get(name, ())) or None, "; ".join(contracted.get(name, ())) or None,

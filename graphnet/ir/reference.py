@@ -26,7 +26,7 @@ from graphnet.ir.ops.base import Op, SizeValue
 
 __all__ = ["REFERENCES", "evaluate", "reference"]
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = Any  # NDArray, whose operators have lost their element type
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,7 @@ def evaluate(graph: Graph, tensors: Mapping[str, Any], inputs: Any) -> tuple[NDA
 
 
 def _array(value: Any) -> Array:
-    return (
-        value.detach().cpu().double().numpy()
-        if isinstance(value, torch.Tensor)
-        else np.asarray(value, np.float64)
-    )
+    return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value, np.float64)
 
 
 def _stored(graph: Graph, name: str, tensors: Mapping[str, Any]) -> Array:
@@ -152,9 +148,7 @@ def _inputs(graph: Graph, inputs: Any) -> tuple[dict[str, Array], dict[str, int]
             size != (entry if isinstance(entry, int) else bound.setdefault(entry, size))
             for entry, size in zip(wanted, value.shape, strict=True)
         ):
-            raise GraphError(
-                f"input {op.name!r} has shape {list(value.shape)}, the graph says {list(wanted)}"
-            )
+            raise GraphError(f"input {op.name!r} has shape {list(value.shape)}, the graph says {list(wanted)}")
         values[op.name] = value.astype(np.int64) if op.dtype == "int64" else value
     return values, {f"<{name}>": size for name, size in bound.items()}
 
@@ -410,8 +404,7 @@ def _avg_pool(op: pool.AvgPool, call: Call, x: Array) -> Array:
 @reference(pool.AdaptiveAvgPool)
 def _adaptive_avg_pool(op: pool.AdaptiveAvgPool, call: Call, x: Array) -> Array:
     windows = [
-        [(floor(at * size / op.size), ceil((at + 1) * size / op.size)) for at in range(op.size)]
-        for size in x.shape[2:]
+        [(floor(at * size / op.size), ceil((at + 1) * size / op.size)) for at in range(op.size)] for size in x.shape[2:]
     ]
     return _pool(x, windows, np.mean)
 

@@ -52,9 +52,7 @@ def site(graph: Graph, group: str) -> Site:
             current = start
             while len(readers.get(current, ())) == 1:
                 following = graph.nodes[readers[current][0]]
-                nonlinear = isinstance(following.op, Activation) and not isinstance(
-                    following.op, Dropout | Identity
-                )
+                nonlinear = isinstance(following.op, Activation) and not isinstance(following.op, Dropout | Identity)
                 if nonlinear:
                     return Site(name, current, following.op.name, dim)
                 if following.op.op not in _TRANSPARENT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -37,9 +38,7 @@ def sketch(graph: Graph, path: FilePath, pills: Mapping[str, Sequence[Pill]], ti
     """
     rows, across = _place(graph)
     heights = {name: LINE * sum(map(bool, op_lines(graph, name))) + 0.1 for name in graph.nodes}
-    full = {
-        name: heights[name] + PILL * len(pills[name]) + (0.05 if pills[name] else 0.0) for name in graph.nodes
-    }
+    full = {name: heights[name] + PILL * len(pills[name]) + (0.05 if pills[name] else 0.0) for name in graph.nodes}
     tops, y = [], -0.55
     for row in rows:
         tops.append(y)
@@ -85,16 +84,15 @@ def _place(graph: Graph) -> tuple[list[list[str]], dict[str, float]]:
     depth: dict[str, int] = {}
     for name, node in graph.nodes.items():
         depth[name] = max((depth[producer] + 1 for producer, _ in node.inputs), default=0)
-    for name in graph.inputs:  # an input that is read late stands beside the op that reads it
-        depth[name.name] = min((depth[reader] for reader in data.successors(name.name)), default=1) - 1
+    for source in graph.inputs:  # an input that is read late stands beside the op that reads it
+        depth[source.name] = min((depth[reader] for reader in data.successors(source.name)), default=1) - 1
     rows: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
     for name in graph.nodes:
         rows[depth[name]].append(name)
     across: dict[str, float] = {}
     for row in rows:
         wanted = {
-            name: sum(across[producer] for producer, _ in graph.nodes[name].inputs)
-            / len(graph.nodes[name].inputs)
+            name: sum(across[producer] for producer, _ in graph.nodes[name].inputs) / len(graph.nodes[name].inputs)
             if graph.nodes[name].inputs
             else 0.0
             for name in row
@@ -123,9 +121,7 @@ def _route(
             points = [start]
             if last - first > 1:
                 blocked = [at[other][0] for row in rows[first + 1 : last] for other in row]
-                lane = _lane(
-                    start[0], at[name][0], blocked, [x for x, a, b in lanes if a < last and first < b]
-                )
+                lane = _lane(start[0], at[name][0], blocked, [x for x, a, b in lanes if a < last and first < b])
                 lanes.append((lane, first, last))
                 points += [(lane, tops[first + 1] + ROW * 0.25), (lane, tops[last] + ROW)]
             elif abs(start[1] - tops[last] - ROW) > 0.01:  # a taller neighbour in its row
@@ -153,7 +149,7 @@ def _lane(start: float, end: float, blocked: Sequence[float], used: Sequence[flo
 def _line(axes: Any, points: Sequence[_Point]) -> None:
     """A smooth line downwards through the points, with an arrow head at the end."""
     vertices, codes = [points[0]], [Path.MOVETO]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if abs(x0 - x1) < 1e-6:
             vertices.append((x1, y1))
             codes.append(Path.LINETO)
@@ -174,69 +170,30 @@ def _line(axes: Any, points: Sequence[_Point]) -> None:
 
 
 def _box(axes: Any, graph: Graph, name: str, x: float, top: float, height: float) -> None:
-    lines = [line for line in op_lines(graph, name) if line]
     fill = BOX if graph.nodes[name].tensors else PASSIVE
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - WIDTH / 2, top - height),
-            WIDTH,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.04",
-            facecolor=fill,
-            edgecolor="#444444",
-            linewidth=0.9,
-            zorder=2,
-        )  # fmt: skip
-    )
-    for index, line in enumerate(lines):
-        style: dict[str, Any] = (
-            {"weight": "bold"} if index == 0 else {"color": "#555555" if index == 2 else "#222222"}
-        )
+    _rounded(axes, (x - WIDTH / 2, top - height), WIDTH, height, 0.04, facecolor=fill, edgecolor="#444444", zorder=2)
+    for index, line in enumerate(filter(None, op_lines(graph, name))):
+        style: dict[str, Any] = {"weight": "bold"} if index == 0 else {"color": "#555555" if index == 2 else "#222222"}
         size = 8.0 if index == 0 else 7.5
         _text(axes, x, top - 0.05 - LINE * (index + 0.5), line, size, WIDTH - 0.12, **style)
 
 
 def _pill(axes: Any, x: float, y: float, pill: Pill, *, width: float = WIDTH - 0.2) -> None:
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - PILL / 2 + 0.02),
-            width,
-            PILL - 0.04,
-            boxstyle="round,pad=0,rounding_size=0.09",
-            facecolor=pill.colour,
-            edgecolor="#777777",
-            linewidth=0.7,
-            linestyle=(0, (3, 2)) if pill.frozen else "solid",
-            zorder=3,
-        )  # fmt: skip
-    )
+    low, height = y - PILL / 2 + 0.02, PILL - 0.04
+    border: Any = (0, (3, 2)) if pill.frozen else "solid"
+    _rounded(axes, (x - width / 2, low), width, height, 0.09, facecolor=pill.colour, linestyle=border, zorder=3)
     mark = 0.42 if pill.newborns else 0.0
-    _text(
-        axes, x - mark / 2, y, pill.text, 7.0, width - 0.1 - mark, color="#777777" if pill.frozen else "#111111"
-    )  # fmt: skip
-    if pill.newborns:
-        axes.add_patch(
-            FancyBboxPatch(
-                (x + width / 2 - mark, y - PILL / 2 + 0.02),
-                mark,
-                PILL - 0.04,
-                boxstyle="round,pad=0,rounding_size=0.09",
-                facecolor=ORANGE,
-                edgecolor="#777777",
-                linewidth=0.7,
-                zorder=4,
-            )  # fmt: skip
-        )
-        _text(
-            axes,
-            x + width / 2 - mark / 2,
-            y,
-            f"+{pill.newborns}",
-            7.0,
-            mark - 0.04,
-            color="white",
-            weight="bold",
-        )
+    colour = "#777777" if pill.frozen else "#111111"
+    _text(axes, x - mark / 2, y, pill.text, 7.0, width - 0.1 - mark, color=colour)
+    if mark:
+        _rounded(axes, (x + width / 2 - mark, low), mark, height, 0.09, facecolor=ORANGE, zorder=4)
+        _text(axes, x + (width - mark) / 2, y, f"+{pill.newborns}", 7.0, mark - 0.04, color="white", weight="bold")
+
+
+def _rounded(axes: Any, corner: _Point, width: float, height: float, radius: float, **style: Any) -> None:
+    shape = f"round,pad=0,rounding_size={radius}"
+    style.setdefault("edgecolor", "#777777")
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, linewidth=0.8, **style))
 
 
 def _text(axes: Any, x: float, y: float, text: str, size: float, room: float, **style: Any) -> None:

@@ -67,9 +67,7 @@ class Unifier:
 
     # -- atoms ------------------------------------------------------------------------------------------------
 
-    def fresh(
-        self, size: int, *, role: str | None = None, minimum: int = 1, dynamic: str | None = None
-    ) -> Layout:
+    def fresh(self, size: int, *, role: str | None = None, minimum: int = 1, dynamic: str | None = None) -> Layout:
         """A new unknown of a known size."""
         key = f"?{len(self.info)}"
         self.info[key] = AtomInfo(size, role, minimum, dynamic)
@@ -174,9 +172,7 @@ class Unifier:
             parts = self._split(Layout((long,)), min(a, b))
             if parts is None:
                 for term in (first, second, *one, *two):
-                    self.freeze(
-                        Layout((term,)), f"no common refinement of {self.show(left)} and {self.show(right)}"
-                    )
+                    self.freeze(Layout((term,)), f"no common refinement of {self.show(left)} and {self.show(right)}")
                 return
             self.unify(parts[0], self.resolve(Layout((short,))))
             rest.extendleft(reversed(self.resolve(parts[1]).terms))
@@ -199,13 +195,16 @@ class Unifier:
             if size_a == size_b:
                 self._unify_factors(a, b)
                 continue
-            if isinstance(a, Layout) or isinstance(
-                b, Layout
-            ):  # a sum now leads: distribute it and walk the sums
+            if isinstance(a, Layout) or isinstance(b, Layout):  # a sum leads: distribute it, walk the sums
                 self.unify(times(*(_lift(f) for f in (a, *one))), times(*(_lift(f) for f in (b, *two))))
                 return
             long, short, rest, other = (a, b, one, two) if size_a > size_b else (b, a, two, one)
             size = min(size_a, size_b)
+            if size == 1 and any(long in tuple(_lift(factor).atoms()) for factor in other):
+                # one * X against X: dividing X would leave the same question for ever
+                self.freeze(_lift(short), "a dimension of one unit has no counterpart")
+                rest.appendleft(long)
+                continue
             parts = self._factor(long, size)
             if parts is None:
                 touched = (a, b, *one, *two)
@@ -314,9 +313,7 @@ class Unifier:
         layout = self.resolve(layout)
         total = self.size(layout)
         if lead < 1 or total % lead:
-            raise GraphError(
-                f"op {self.op!r}: a dimension of {total} cannot be divided into {lead} equal parts"
-            )
+            raise GraphError(f"op {self.op!r}: a dimension of {total} cannot be divided into {lead} equal parts")
         if lead == 1:
             return const(1), layout
         if lead == total:

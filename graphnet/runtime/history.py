@@ -63,6 +63,7 @@ class Version:
             "seconds": self.seconds,
             "bytes_moved": self.bytes_moved,
             "units": {name: group.size for name, group in self.graph.groups.items() if group.frozen is None},
+            "dormant": {name: len(group.dormant) for name, group in self.graph.groups.items() if group.dormant},
             "steps": [asdict(step) | {"arguments": dict(step.arguments)} for step in self.steps],
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,24 +15,23 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, tie
 from graphnet.edit.edit import Edit
 from graphnet.edit.host import Batch, Evaluation, Loss, Slot, SlotKey, Snapshot
 from graphnet.edit.plan import Plan, Result
-from graphnet.edit.states import AGELESS
+from graphnet.edit.states import NEUTRAL
 from graphnet.errors import EditError, GraphError
 from graphnet.ir.graph import Graph
 from graphnet.runtime.evaluate import evaluate
 from graphnet.runtime.history import History, Version
 from graphnet.runtime.initialise import kaiming_uniform
 from graphnet.runtime.optimizers import Attached
-from graphnet.runtime.resize import check_settable, set_data
+from graphnet.runtime.resize import check_settable, refuse, set_data
 from graphnet.runtime.transaction import Swap, commit
 
 __all__ = ["Network"]
-
-_NEWBORN: Mapping[str, float] = {"birth": float(AGELESS), "rate": 1.0, "until": 0.0, "multiplier": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class _Current:
     program: fx.GraphModule
     history: History
     reserve: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class _Open:
+    """Lives as long as the frame of an open edit, so that not even a failure while it ends leaves it open."""
 
 
 class Network(nn.Module):
@@ -77,21 +82,36 @@ class Network(nn.Module):
             raise GraphError(f"init is 'torch' or 'kaiming', not {init!r}")
         self._seed = seed
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             build_modules(graph, self)
             if init == "kaiming":
                 kaiming_uniform(graph, self)
         self._attached: dict[str, Attached] = {}
         self._callbacks: list[Callable[[Version], object]] = []
-        self._editing = False
+        self._editing: weakref.ref[_Open] | None = None
         first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=_flops(graph))
         self._current = _Current(graph, lower(graph, self), History((first,)))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Any) -> Any:
-        """Run the current version."""
-        return self._current.program(*inputs)
+        """Run the current version; a backward through it after a later edit is an :class:`EditError`."""
+        current = self._current
+        output = current.program(*inputs)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._guard(current.graph, output)
+        return output
+
+    def _guard(self, graph: Graph, output: Any) -> None:
+        """Watch a backward where it enters the network: nodes that saved a weight would fail before its accumulator."""
+
+        def check(*_: Any) -> None:
+            if self._current.graph is not graph:
+                refuse()
+
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(check)
 
     @property
     def graph(self) -> Graph:
@@ -136,7 +156,7 @@ class Network(nn.Module):
         )
 
     def on_commit(self, callback: Callable[[Version], object]) -> None:
-        """Call a function with each new version, after it is published."""
+        """Call a function with each new version, after it is published; what it raises is reported as a warning."""
         self._callbacks.append(callback)
 
     # -- optimizers ---------------------------------------------------------------------------------------------
@@ -204,7 +224,7 @@ class Network(nn.Module):
             births = attached.updates.births.get(tensor)
             if births is None:
                 continue
-            for kind, neutral in _NEWBORN.items():
+            for kind, neutral in NEUTRAL.items():
                 for dim, vector in births.table(kind).items():
                     yield Slot((kind, key, name, str(dim)), name, vector, (dims[dim],), neutral)
 
@@ -221,8 +241,8 @@ class Network(nn.Module):
         tensor = self.tensor(name)
         return [key for key, attached in self._attached.items() if attached.holds(tensor)]
 
-    def optimizer_kind(self, optimizer: str) -> str:
-        """``adam`` where the update is scale-free in the gradient, else ``sgd``."""
+    def optimizer_kind(self, optimizer: str) -> Literal["adam", "sgd"]:
+        """``adam`` where the update does not change with the gradient's scale, else ``sgd``."""
         return "adam" if self._attached[optimizer].rule.adam else "sgd"
 
     def reserve_of(self, name: str) -> Tensor | None:
@@ -251,7 +271,7 @@ class Network(nn.Module):
         EditError
             From an operator or from the commit; graph, tensors, optimizer and history are as they were.
         """
-        if self._editing:
+        if self._editing is not None and self._editing() is not None:
             raise EditError("an edit is open already: a transaction holds every operator of its version")
         if torch.is_inference_mode_enabled():
             raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
@@ -259,7 +279,8 @@ class Network(nn.Module):
         chosen = _mix(self._seed, self.version + 1) if seed is None else seed
         plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
         edit = Edit(plan)
-        self._editing = True
+        token = _Open()
+        self._editing = weakref.ref(token)
         try:
             yield edit
             if edit._failed is not None:
@@ -267,10 +288,24 @@ class Network(nn.Module):
             version = self._commit(plan, chosen, started) if plan.steps else None
         finally:
             edit._open = False
-            self._editing = False
+            self._editing = None
+            del token
         if version is not None:
-            for callback in self._callbacks:
+            self._report(version)
+
+    def _report(self, version: Version) -> None:
+        """Run the callbacks, every one of them; the version is published, so an error cannot undo it."""
+        for callback in list(self._callbacks):
+            try:
                 callback(version)
+            except Exception as error:
+                name = getattr(callback, "__qualname__", repr(callback))
+                warnings.warn(
+                    f"callback {name} failed after version {version.number} was committed (the version stands): "
+                    f"{type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def _commit(self, plan: Plan, seed: int, started: float) -> Version:
         with torch.no_grad():
@@ -300,12 +335,14 @@ class Network(nn.Module):
         for name, data in result.tensors.items():
             tensor = self.tensor(name)
             yield _data_swap(tensor, data, result.slots.get(("grad", name)))
-        cleared = {(key, id(self.tensor(name))) for key, name in result.cleared}
+        cleared = set(result.cleared)
         for key, value in result.slots.items():
-            if key[0] == "state" and (key[1], id(self.tensor(key[2]))) not in cleared:
+            if key[0] != "grad" and (key[1], key[2]) in cleared:
+                continue  # ages count the steps of a state that goes
+            if key[0] == "state":
                 state = self._attached[key[1]].optimizer.state[self.tensor(key[2])]
                 yield _entry_swap(state, key[3], value)
-            elif key[0] in _NEWBORN:
+            elif key[0] in NEUTRAL:
                 yield _births_swap(self._attached[key[1]], self.tensor(key[2]), key[0], int(key[3]), value)
             elif key[0] == "grad" and key[1] not in result.tensors:
                 tensor = self.tensor(key[1])
@@ -334,23 +371,23 @@ class Network(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        result = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         current = self.__dict__.get("_current")
         if current is not None:
             moved = {name: fn(tensor) for name, tensor in current.reserve.items()}
             self.__dict__["_current"] = replace(current, reserve=moved)
-        return result
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         current = state.pop("_current")
-        state |= {"_attached": {}, "_callbacks": [], "_editing": False}
+        state |= {"_attached": {}, "_callbacks": [], "_editing": None}
         state["_saved"] = (current.graph, current.history, dict(current.reserve))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         graph, history, reserve = state.pop("_saved")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         tie(graph, self)
         self._current = _Current(graph, lower(graph, self), history, reserve)
 
@@ -360,14 +397,17 @@ class Network(nn.Module):
 
 def _data_swap(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Swap:
     old, old_grad = tensor.data, tensor.grad
+    refusals: list[RemovableHandle] = []
 
     def do() -> None:
-        set_data(tensor, data)
-        tensor.grad = grad if old_grad is not None else None
+        set_data(tensor, data, refusals)
+        tensor.grad = old_grad if grad is None else grad  # where only values change the gradient is not moved
 
     def undo() -> None:
-        set_data(tensor, old)
+        set_data(tensor, old, refusals)
         tensor.grad = old_grad
+        for refusal in refusals:
+            refusal.remove()
 
     return Swap(do, undo)
 

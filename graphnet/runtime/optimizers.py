@@ -89,10 +89,10 @@ class Attached:
         self.key = key
         self.optimizer = optimizer
         self.rule = rule_for(optimizer)
-        self.updates = UpdateCorrection(optimizer, adam=self.rule.adam, horizon=horizon)
         for group in optimizer.param_groups:
             if group.get("differentiable"):
                 raise EditError("an optimizer with differentiable=True keeps its past steps alive and cannot be edited")
+        self.updates = UpdateCorrection(optimizer, adam=self.rule.adam, horizon=horizon)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter in the optimizer's groups."""

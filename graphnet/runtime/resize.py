@@ -12,23 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from graphnet.errors import EditError
 
-__all__ = ["set_data"]
+__all__ = ["check_settable", "refuse", "set_data"]
 
 
-def _refuse(*_: Any) -> None:
+def refuse(*_: Any) -> None:
+    """Raise; a hook for autograd nodes that an edit has made stale."""
     raise EditError(
         "backward through a forward pass from before an edit: the parameters have other shapes now. "
         "Call backward before the edit, or run the forward pass again"
     )
 
 
-def set_data(parameter: Tensor, data: Tensor) -> None:
+def set_data(parameter: Tensor, data: Tensor, refusals: list[RemovableHandle]) -> None:
     """Give a parameter (or buffer) new data; its gradient is dropped and a backward from before raises.
 
-    The object, its hooks and every reference to it stay valid.
+    The object, its hooks and every reference to it stay valid. ``refusals`` gets the handle of the hook that
+    raises: who puts the old data back removes it, so that a backward from before works again.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def set_data(parameter: Tensor, data: Tensor) -> None:
         assert node is not None
         accumulator = node.next_functions[0][0]
         assert accumulator is not None
-        accumulator.register_prehook(_refuse)
+        refusals.append(accumulator.register_prehook(refuse))
         parameter.grad = None
         other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
         parameter.data = torch.empty(0, dtype=other, device=parameter.device)

@@ -178,7 +178,7 @@ class UpdateCorrection:
         count = saved.step + 1
         age: Tensor | None = None
         for d, birth in saved.births.birth.items():
-            own = torch.where(birth == AGELESS, torch.full_like(birth, count), count - birth)
+            own = torch.where(birth == AGELESS, torch.full_like(birth, count), (count - birth).clamp(min=1))
             own = own.to(value.device)
             own = own.index_select(0, at) if d == dim else own
             own = own.reshape([-1 if k == d else 1 for k in range(value.dim())])

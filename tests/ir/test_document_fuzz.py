@@ -100,7 +100,8 @@ def _check(source: Any) -> bool:
     try:
         graph = load(source)
     except GraphnetError as error:
-        assert str(error).strip()
+        if not str(error).strip():
+            raise AssertionError("an error without words") from error
         return False
     assert isinstance(graph, Graph)
     again = load(graph.to_document())

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from graphnet.errors import SchemaError
 from graphnet.schemas.base import (
@@ -145,6 +146,19 @@ def test_documents_that_contain_themselves_are_refused() -> None:
         read_document(loop)
 
 
+def test_a_validator_that_runs_out_of_depth_ends_in_the_one_error() -> None:
+    """Models are the user's too: one that walks plain data by itself meets data deeper than Python's stack."""
+
+    def walk(value: Any) -> Any:
+        return [walk(item) for item in value]
+
+    deep: list[Any] = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    with pytest.raises(SchemaError, match=r"^net\.yaml: cannot be read as a document: maximum recursion depth"):
+        parse(Annotated[Any, AfterValidator(walk)], deep, source="net.yaml")  # type: ignore[arg-type]
+
+
 # -------------------------------------------------------------------------------------------------- schedules
 
 
@@ -173,9 +187,8 @@ def test_a_number_is_a_constant_schedule_and_is_written_as_the_number() -> None:
 
 
 def test_a_misspelt_schedule_gets_a_suggestion() -> None:
-    assert (
-        "at amount.kind: found 'liner'; expected one of constant, cosine, exponential, linear, steps; did you"
-        in (message({"size": 1, "amount": {"kind": "liner"}}, Leaf))
+    assert "at amount.kind: found 'liner'; expected one of constant, cosine, exponential, linear, steps; did you" in (
+        message({"size": 1, "amount": {"kind": "liner"}}, Leaf)
     )
 
 

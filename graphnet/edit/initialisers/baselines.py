@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Literal
 
 from graphnet.edit.initialisers.base import initialiser
-from graphnet.edit.newborns import Block, Claim, Newborns
+from graphnet.edit.newborns import Block, Claim, Newborns, tied_through
 from graphnet.errors import EditError
 
 __all__ = ["copy_std", "kaiming", "zero_outgoing"]
@@ -44,6 +44,12 @@ def zero_outgoing(newborns: Newborns, *, incoming: Literal["copy-std", "kaiming"
     draw = {"copy-std": _like_incumbents, "kaiming": _kaiming}.get(incoming)
     if draw is None:
         raise EditError(f"zero-outgoing: incoming is 'copy-std' or 'kaiming', not {incoming!r}")
+    tied = tied_through(newborns)
+    if tied is not None:
+        raise EditError(
+            f"zero-outgoing: {tied!r} both produces and consumes {newborns.group.name!r} (tied weights): with both at "
+            "zero the newborns would never train; use another initialiser"
+        )
     for block in newborns.incoming():
         draw(block, newborns)
     for block in newborns.outgoing():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from graphnet.edit.initialisers.base import initialiser
 from graphnet.edit.newborns import Block, Claim, Newborns, visible
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
-from graphnet.ir.ops.activation import Activation, Dropout, Identity
+from graphnet.ir.ops.activation import Activation, Dropout, Identity, RandSmoothLeaky
 from graphnet.ir.ops.base import Op
 from graphnet.ir.ops.conv import Conv2d
 from graphnet.ir.ops.dense import LinearOp
+from graphnet.ir.ops.norm import BatchNorm
 
 __all__ = ["gradmax"]
 
@@ -60,12 +62,12 @@ def gradmax(newborns: Newborns, *, scale: float = 0.5, lift: float = 1e-3) -> Cl
     claim = Claim("function")
     flat = [op for op in chain if isinstance(op, Activation) and op.slope_at_zero == 0.0]
     if flat:
-        claim = _lift(newborns, chain, consumer, lift)
+        claim = _lift(newborns, chain, _op(producer), consumer, lift)
     reason = visible(newborns.group)
     if reason is not None:
         return Claim("none", reason)
-    shifting = [op.name for op in chain if not op.zero_at_zero and op.op != "batch_norm"]
-    if shifting and claim.preserves == "function":
+    shifting = [op.name for op in chain if not op.zero_at_zero and not isinstance(op, BatchNorm)]
+    if shifting and not flat:
         return Claim("none", f"{shifting[0]!r} does not map zero to zero")
     return claim
 
@@ -88,7 +90,7 @@ def _chain(graph: Graph, producer: str, consumer: str, group: str) -> list[Op]:
     current = graph.nodes[consumer].inputs[0][0]
     while current != producer:
         node = graph.nodes[current]
-        simple = isinstance(node.op, Activation) or node.op.op == "batch_norm"
+        simple = isinstance(node.op, Activation | BatchNorm)
         if not simple or len(node.inputs) != 1:
             raise EditError(
                 f"gradmax: op {current!r} ({node.op.op}) stands between {producer!r} and {consumer!r}; only "
@@ -110,7 +112,8 @@ def _directions(newborns: Newborns, producer: Block, consumer: Block) -> Tensor:
     h, delta = found.activations[source].double(), found.gradients[_op(consumer)].double()
     if isinstance(before.op, LinearOp) and isinstance(after.op, LinearOp):
         gradient = delta.reshape(-1, delta.shape[-1]).T @ h.reshape(-1, h.shape[-1])
-        return torch.linalg.svd(gradient, full_matrices=False).U.T
+        left: Tensor = torch.linalg.svd(gradient, full_matrices=False).U
+        return left.T
     one, two = before.op, after.op
     plain = isinstance(one, Conv2d) and isinstance(two, Conv2d)
     if not plain or any(op.stride != 1 or op.dilation != 1 or op.groups != 1 or op.depthwise for op in (one, two)):  # type: ignore[attr-defined]
@@ -118,29 +121,46 @@ def _directions(newborns: Newborns, producer: Block, consumer: Block) -> Tensor:
             f"gradmax: {_op(producer)!r} and {_op(consumer)!r} must both be linear, or both conv2d of stride 1 "
             "without groups: use another initialiser"
         )
-    assert isinstance(one, Conv2d) and isinstance(two, Conv2d)
+    assert isinstance(one, Conv2d)
+    assert isinstance(two, Conv2d)
     (a, b), (c, d) = one.kernel_sizes(), two.kernel_sizes()
     span = (a + c - 1, b + d - 1)
-    gradient = torch.nn.grad.conv2d_weight(
+    gradient = conv2d_weight(
         h, (delta.shape[1], h.shape[1], *span), delta, stride=1, padding=one.padding + two.padding
     )
     # newborn kernel tap (i, u) meets outgoing tap (o, v) in the spanning kernel at u + v
     windows = gradient.unfold(2, c, 1).unfold(3, d, 1)  # [o, i, a, b, c, d]
     matrix = windows.permute(1, 2, 3, 0, 4, 5).reshape(h.shape[1] * a * b, delta.shape[1] * c * d)
-    return torch.linalg.svd(matrix, full_matrices=False).Vh
+    right: Tensor = torch.linalg.svd(matrix, full_matrices=False).Vh
+    return right
 
 
-def _lift(newborns: Newborns, chain: list[Op], consumer: Block, lift: float) -> Claim:
+def _passed(op: Op, height: Tensor) -> Tensor:
+    """A newborn's constant activation after one more op, in evaluation mode; its norm slots are the identity."""
+    if isinstance(op, BatchNorm):
+        return height / (1.0 + op.eps) ** 0.5
+    if isinstance(op, RandSmoothLeaky):
+        slope = 0.5 * (op.lower + op.upper)
+        return slope * height + (1.0 - slope) * height * torch.sigmoid(op.c * height / op.p)
+    module = op.build({})
+    return height if module is None else torch.as_tensor(module.eval()(height))
+
+
+def _lift(newborns: Newborns, chain: list[Op], producer: str, consumer: Block, lift: float) -> Claim:
     plan, group = newborns.plan, newborns.group.name
     if not lift > 0:
         raise EditError(f"gradmax: lift must be above 0 under an activation that is flat at zero, it is {lift}")
-    shifts = [b for b in newborns.blocks("write", "slot", kinds=("bias", "shift")) if b.positions.size]
-    if not shifts:
+    flat = next(at for at, op in enumerate(chain) if isinstance(op, Activation) and op.slope_at_zero == 0.0)
+    norms = [op.name for op in chain[:flat] if not isinstance(op, Activation)]
+    shifts = {_op(block): block for block in newborns.blocks("write", "slot", kinds=("bias", "shift"))}
+    last = shifts.get(norms[-1] if norms else producer)
+    if last is None:
         raise EditError(
-            f"gradmax: the activation after {group!r} is flat at zero and neither the producer has a bias nor a norm "
-            "a shift, so that newborns would never train: use another activation or initialiser"
+            f"gradmax: {chain[flat].name!r} after {group!r} is flat at zero and the op before it "
+            f"({norms[-1] if norms else producer!r}) has no bias, so that newborns would never train: use another "
+            "activation or initialiser"
         )
-    last = shifts[-1]
+    start = next((at for at, op in enumerate(chain) if norms and op.name == norms[-1]), -1) + 1
     last.write(plan.value(last.holder.tensor).new_full(last.shape, lift))
     op = plan.graph.nodes[_op(consumer)].op
     padded = isinstance(op, Conv2d) and op.padding > 0
@@ -148,11 +168,8 @@ def _lift(newborns: Newborns, chain: list[Op], consumer: Block, lift: float) -> 
         where = "pads its input" if padded else "has no bias"
         return Claim("approximate", f"newborns start at the constant {lift} and {op.name!r} {where} to take it back")
     height = torch.full((), lift, dtype=torch.float64)
-    for activation in chain:
-        if isinstance(activation, Activation):
-            module = activation.build({})
-            if module is not None and activation.op != "rand_smooth_leaky":
-                height = module.eval()(height)
+    for passed in chain[start:]:
+        height = _passed(passed, height)
     weights = plan.staged(consumer.holder.tensor).block(consumer._index(consumer.positions))
     added = weights.double().movedim(0, -1).reshape(-1, weights.shape[0]).sum(dim=0) * float(height)
     bias = plan.staged(f"{op.name}.bias")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from graphnet.edit.initialisers.base import initialiser
-from graphnet.edit.newborns import Claim, Newborns, visible
+from graphnet.edit.newborns import Claim, Newborns, tied_through, visible
 from graphnet.errors import EditError
 
 __all__ = ["net2wider"]
@@ -37,6 +37,12 @@ def net2wider(
         raise EditError(f"net2wider: noise must not be negative, it is {noise}")
     if split not in ("equal", "random"):
         raise EditError(f"net2wider: split is 'equal' or 'random', not {split!r}")
+    tied = tied_through(newborns)
+    if tied is not None:
+        raise EditError(
+            f"net2wider: {tied!r} both produces and consumes {newborns.group.name!r} (tied weights), so that copies "
+            "cannot share what goes out without changing what comes in: use another initialiser"
+        )
     old, size, generator = newborns.step.old, newborns.group.size, newborns.generator
     incumbents = np.flatnonzero(newborns.step.source >= 0)
     donors = np.arange(size, dtype=np.int64)

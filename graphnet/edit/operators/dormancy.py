@@ -16,7 +16,7 @@ from graphnet.edit.operators.prune import choose, lowest_first
 from graphnet.edit.plan import Plan, PlanHost, Step
 from graphnet.edit.scores import SCORES
 from graphnet.edit.scores.base import Scoring
-from graphnet.edit.states import STATES
+from graphnet.edit.states import STATES, set_speed
 from graphnet.errors import EditError
 from graphnet.ir.groups import UnitGroup
 from graphnet.ir.sites import site
@@ -46,7 +46,7 @@ def retire(
     arguments: dict[str, Any] = {"units": list(chosen)}
     if units is None:
         arguments = {"lowest": len(chosen), "score": score, **(options or {})}
-    plan.steps.append(Step("retire", before.name, arguments, (), chosen, "none", "units leave the forward pass"))
+    plan.steps.append(Step("retire", before.name, arguments, (), chosen, "none", "units leave the forward pass", True))
     return chosen
 
 
@@ -60,6 +60,7 @@ def recruit(
     state: str = "aged",
     batch: Batch | None = None,
     loss: Loss | None = None,
+    speed: tuple[float, int] | None = None,
     options: Mapping[str, Any] | None = None,
     state_options: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
@@ -83,10 +84,15 @@ def recruit(
     plan.sync_reserve(before.name)
     newborns = wake(plan, before, chosen, batch, loss)
     STATES.call(state, newborns, **(state_options or {}))
+    set_speed(newborns, speed)
     arguments: dict[str, Any] = {"units": list(chosen), "state": state}
     if units is None:
         arguments = {"highest": highest, "score": score, "state": state, **(options or {})}
-    plan.steps.append(Step("recruit", before.name, arguments, chosen, (), "none", "units come back with their weights"))
+    if state_options:
+        arguments["state_options"] = dict(state_options)
+    if speed is not None:
+        arguments["speed"] = list(speed)
+    plan.steps.append(Step("recruit", before.name, arguments, chosen, (), "none", "units come back with their weights", True))
     return chosen
 
 

@@ -10,7 +10,7 @@ from graphnet.edit.host import Batch, Loss
 from graphnet.edit.initialisers import INITIALISERS
 from graphnet.edit.newborns import Claim, Newborns
 from graphnet.edit.plan import Plan, Preserves, Step, weakest
-from graphnet.edit.states import STATES
+from graphnet.edit.states import STATES, set_speed
 from graphnet.errors import EditError
 
 __all__ = ["grow"]
@@ -26,6 +26,7 @@ def grow(
     preserves: Preserves | None = None,
     batch: Batch | None = None,
     loss: Loss | None = None,
+    speed: tuple[float, int] | None = None,
     options: Mapping[str, Any] | None = None,
     state_options: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
@@ -49,7 +50,12 @@ def grow(
     claim: Claim = INITIALISERS.call(init, newborns, **(options or {}))
     check_claim(f"grow {before.name!r} with init={init!r}", claim, preserves)
     STATES.call(state, newborns, **(state_options or {}))
-    arguments = {"count": count, "init": init, "state": state, **(options or {})}
+    set_speed(newborns, speed)
+    arguments: dict[str, Any] = {"count": count, "init": init, "state": state, **(options or {})}
+    if state_options:
+        arguments["state_options"] = dict(state_options)
+    if speed is not None:
+        arguments["speed"] = list(speed)
     plan.steps.append(Step("grow", before.name, arguments, born, (), claim.preserves, claim.note))
     return born
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from graphnet.edit.host import Batch, Loss
-from graphnet.edit.newborns import visible
+from graphnet.edit.newborns import Claim, visible
+from graphnet.edit.operators.grow import check_claim
 from graphnet.edit.plan import Plan, Preserves, Step
 from graphnet.edit.scores import SCORES
 from graphnet.edit.scores.base import Scoring
@@ -38,8 +39,7 @@ def prune(
     before = plan.graph.editable(group)
     chosen = choose(plan, before, "prune", units, lowest, keep, score, batch, loss, options)
     claim, note = _claim(plan, before, chosen)
-    if preserves is not None and preserves != "none" and claim != "function":
-        raise EditError(f"prune {before.name!r} cannot promise preserves={preserves!r}: {note}")
+    check_claim(f"prune {before.name!r}", Claim(claim, note), preserves)
     gone = set(chosen)
     plan.advance(replace(before, ids=tuple(unit for unit in before.ids if unit not in gone)))
     arguments: dict[str, Any] = {"units": list(chosen)}

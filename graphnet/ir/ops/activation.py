@@ -154,9 +154,7 @@ class RandSmoothLeaky(Activation):
 
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:
         module = nn.Module()
-        module.add_module(
-            "noise", nn.RReLU(self.lower, self.upper)
-        )  # the one torch module that draws such slopes
+        module.add_module("noise", nn.RReLU(self.lower, self.upper))  # the one torch module that draws such slopes
         return module
 
     def emit(self, emit: Emitter, *args: fx.Node) -> fx.Node:

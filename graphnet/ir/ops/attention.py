@@ -56,14 +56,15 @@ class Attention(Op):
         head = ctx.units(kv_heads, role="kv_heads" if shared else "heads")
         dim = ctx.units(ctx.number(q[2]) // self.heads, role="head_dim")
         value = ctx.units(ctx.number(v[2]) // kv_heads, role="head_dim")
-        queries = (
-            times(head, ctx.units(self.heads // kv_heads, role="queries_per_kv", minimum=2))
-            if shared
-            else head
-        )
+        queries = times(head, ctx.units(self.heads // kv_heads, role="queries_per_kv", minimum=2)) if shared else head
         ctx.unify(q[2], times(queries, dim))
         ctx.unify(k[2], times(head, dim))
         ctx.unify(v[2], times(head, value))
+        for time in (q[1], k[1]):
+            if self.causal and not ctx.fixed(time):
+                ctx.freeze(time, "a causal mask depends on its order")
+        if not ctx.fixed(k[1]):
+            ctx.couple(k[1], "attention takes a softmax along it")
         ctx.contract(dim, "queries and keys are multiplied along it")
         ctx.size("heads", queries)
         if shared:

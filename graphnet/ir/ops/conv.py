@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from graphnet.ir.layout import Layout, const, times
-from graphnet.ir.ops.base import Context, Dims, Op, Shape, SizeValue, register, whole
+from graphnet.ir.ops.base import Context, Dims, Op, Role, Shape, SizeValue, register, whole
 
 __all__ = ["Conv1d", "Conv2d"]
 
@@ -37,9 +37,7 @@ class _Conv(Op):
     @model_validator(mode="after")
     def _one_kind_of_grouping(self) -> _Conv:
         if self.depthwise and self.groups != 1:
-            raise ValueError(
-                "a depthwise convolution has one group for each input channel: leave out 'groups'"
-            )
+            raise ValueError("a depthwise convolution has one group for each input channel: leave out 'groups'")
         return self
 
     def kernel_sizes(self) -> tuple[int, ...]:
@@ -61,16 +59,10 @@ class _Conv(Op):
             ctx.pin("depthwise", depthwise)
         if depthwise:
             if self.out % count:
-                raise ctx.error(
-                    f"depthwise: {self.out} output channels are no multiple of {count} input channels"
-                )
+                raise ctx.error(f"depthwise: {self.out} output channels are no multiple of {count} input channels")
             ctx.pin("groups", 1)
             multiplier = self.out // count
-            out = (
-                channels
-                if multiplier == 1
-                else times(channels, ctx.units(multiplier, role="multiplier", minimum=2))
-            )
+            out = channels if multiplier == 1 else times(channels, ctx.units(multiplier, role="multiplier", minimum=2))
             each: Layout = const(1)
             grouping = channels
             ctx.size("group_count", grouping)
@@ -88,7 +80,7 @@ class _Conv(Op):
             out, each = ctx.units(self.out), channels
         ctx.size("in", channels)
         ctx.size("out", out)
-        taps = tuple((const(k), "slot") for k in kernel)
+        taps: list[tuple[Layout, Role]] = [(const(k), "slot") for k in kernel]
         ctx.tensor("weight", "weight", (out, "write"), (each, "read"), *taps)
         if self.bias:
             ctx.tensor("bias", "bias", (out, "write"))
@@ -100,15 +92,11 @@ class _Conv(Op):
         if size is None:
             if self.stride == 1 and 2 * self.padding == reach:
                 return dim
-            raise ctx.error(
-                "a convolution over a dynamic dimension must keep its length (stride 1, same padding)"
-            )
+            raise ctx.error("a convolution over a dynamic dimension must keep its length (stride 1, same padding)")
         ctx.freeze(dim, "a convolution slides along it")
         out = (size + 2 * self.padding - reach - 1) // self.stride + 1
         if out < 1:
-            raise ctx.error(
-                f"a kernel of {kernel} does not fit in {size} positions with padding {self.padding}"
-            )
+            raise ctx.error(f"a kernel of {kernel} does not fit in {size} positions with padding {self.padding}")
         return const(out)
 
     def _arguments(self, sizes: Mapping[str, SizeValue]) -> dict[str, object]:

@@ -89,6 +89,8 @@ class Positions(Op):
         known = ctx.length(x[1])
         if known is not None and known > self.length:
             raise ctx.error(f"positions has room for {self.length} positions, the input has {known}")
+        if not ctx.fixed(x[1]):
+            ctx.freeze(x[1], "each position has a vector of its own")
         entries = ctx.units(self.length, role="entries")
         ctx.freeze(entries, "positions are picked by index")
         ctx.size("length", entries)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
 from graphnet.ir.ops.base import Context, Dims, Op, register
 
-__all__ = ["Input", "Output"]
+__all__ = ["DimensionName", "Input", "Output"]
+
+DimensionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
+"""The name of a dimension that changes from batch to batch."""
 
 
 @register
@@ -19,7 +22,7 @@ class Input(Op):
     """
 
     op: Literal["input"] = "input"
-    shape: tuple[int | str, ...]
+    shape: tuple[int | DimensionName, ...]
     dtype: Literal["float", "int64"] = "float"
     high: int | None = Field(default=None, ge=1)
 

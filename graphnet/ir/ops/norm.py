@@ -88,7 +88,7 @@ class RMSNorm(Op):
         return x
 
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:
-        return nn.RMSNorm(sizes["shape"], eps=self.eps)  # type: ignore[arg-type]
+        return nn.RMSNorm(sizes["shape"], eps=self.eps)
 
 
 @register

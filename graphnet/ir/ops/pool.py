@@ -66,7 +66,7 @@ class AvgPool(_Pool):
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:
         if _rank(sizes) == 4:
             return nn.AvgPool2d(self.kernel, self.stride, self.padding)
-        return nn.AvgPool1d(self.kernel, self.stride, self.padding)
+        return nn.AvgPool1d(self.kernel, self.stride or self.kernel, self.padding)
 
 
 @register

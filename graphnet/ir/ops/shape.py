@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -63,16 +62,12 @@ class Reshape(Op):
             else:
                 given.append(entry)
                 known *= entry if entry > 0 else 1
-        if sum(entry == -1 for entry in given) > 1 or any(
-            isinstance(e, int) and e < 1 and e != -1 for e in given
-        ):
+        if sum(entry == -1 for entry in given) > 1 or any(isinstance(e, int) and e < 1 and e != -1 for e in given):
             raise ctx.error(f"shape {list(self.shape)} has more than one -1 or a size below 1")
         if total % known or (-1 not in given and total != known):
             raise ctx.error(f"shape {list(self.shape)} does not hold the input's {total} elements")
         out = [
-            entry
-            if isinstance(entry, Layout)
-            else ctx.units(entry if entry > 0 else total // known, minimum=2)
+            entry if isinstance(entry, Layout) else ctx.units(entry if entry > 0 else total // known, minimum=2)
             for entry in given
         ]
         ctx.align(body, out)

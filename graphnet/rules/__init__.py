@@ -1,0 +1,25 @@
+"""Rules and policies: edits as data, applied when they are due, where they match, if their guards hold.
+
+A document (:mod:`graphnet.schemas.policy`) is compiled, through registries, into matchers, guards, timers and
+runners. A rule first drafts what it would do on the graph alone; budgets are checked there, and a dry run stops
+there. Then the draft is performed as one transaction. Every attempt ends in an :class:`Outcome` with a reason.
+"""
+
+from __future__ import annotations
+
+from graphnet.rules.apply import apply_rule
+from graphnet.rules.outcome import Change, CostChange, Costs, Outcome, Status
+from graphnet.rules.policy import Policy, load_policy
+from graphnet.schemas.policy import Rule
+
+__all__ = [
+    "Change",
+    "CostChange",
+    "Costs",
+    "Outcome",
+    "Policy",
+    "Rule",
+    "Status",
+    "apply_rule",
+    "load_policy",
+]

@@ -1,0 +1,66 @@
+"""Apply one rule to a network, without a policy around it: what ``net.apply`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphnet.edit.host import Batch, Loss, Snapshot
+from graphnet.errors import GraphnetError
+from graphnet.rules.attempt import Metrics, attempt, outcome_of
+from graphnet.rules.guards import check_metrics
+from graphnet.rules.outcome import Outcome
+from graphnet.rules.policy import Policy
+from graphnet.rules.world import Live
+from graphnet.runtime.network import Network
+from graphnet.schemas.policy import Budgets, Rule
+from graphnet.schemas.policy import Policy as PolicyDocument
+
+__all__ = ["apply_rule"]
+
+
+def apply_rule(
+    net: Network,
+    rule: Rule,
+    *,
+    metrics: Metrics | None = None,
+    step: int | None = None,
+    batch: Batch | None = None,
+    loss: Loss | None = None,
+    budgets: Budgets | None = None,
+    snapshots: Mapping[str, Snapshot] | None = None,
+) -> Outcome:
+    """Apply one rule now, as one transaction.
+
+    Without ``step`` the schedule is not asked; with it the rule must be due at that step. Nothing is remembered: a
+    plateau guard needs a policy.
+
+    Raises
+    ------
+    GraphnetError
+        The rule cannot be executed by this version; a metric is no number. A refused edit is a rejected outcome.
+
+    Examples
+    --------
+    >>> import graphnet as gn
+    >>> net = gn.Network(gn.mlp([4, 8, 3]), seed=0)
+    >>> rule = Rule(name="wider", steps=[{"do": "grow", "units": "fc1", "count": 2}])
+    >>> apply_rule(net, rule).reason
+    'grow fc1 8 -> 10'
+    """
+    if not isinstance(rule, Rule):
+        raise GraphnetError(f"net.apply takes a gn.Rule, not a {type(rule).__name__}")
+    policy = Policy(PolicyDocument(rules=(rule,), budgets=budgets or Budgets()))
+    for name, snapshot in (snapshots or {}).items():
+        policy.keep(name, snapshot)
+    found = check_metrics(metrics)
+    now = 0 if step is None else step
+    policy._check_step(now)
+    world = Live(net, policy._accountant(net), batch, loss, policy._snapshots)
+    policy._ages.recall(net.history)
+    (compiled,) = policy._order
+    compiled.guard.observe(now, found)
+    if step is not None:
+        waiting = policy._not_due(compiled, policy._advance(step, found))
+        if waiting is not None:
+            return outcome_of(compiled, "not due", waiting, world, step)
+    return attempt(compiled, world, now, found, policy._ages, policy._moment(compiled, now), policy.document)

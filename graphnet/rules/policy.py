@@ -1,0 +1,371 @@
+"""A policy at work: rules, budgets and what they remember, stepped beside the training loop."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphnet.edit.host import Batch, Loss, Snapshot
+from graphnet.errors import CheckpointError, GraphnetError
+from graphnet.rules.ages import Ages
+from graphnet.rules.attempt import Metrics, attempt, outcome_of
+from graphnet.rules.costs import Accountant
+from graphnet.rules.engine import CompiledRule
+from graphnet.rules.guards import check_metrics, compile_guard
+from graphnet.rules.outcome import Outcome, Status
+from graphnet.rules.schedules import Clock
+from graphnet.rules.steps import Moment
+from graphnet.rules.world import Live, Sketch, World
+from graphnet.runtime.network import Network
+from graphnet.schemas.base import parse
+from graphnet.schemas.policy import Budgets, Rewind, Rule, load_policy_document
+from graphnet.schemas.policy import Policy as PolicyDocument
+
+__all__ = ["Policy", "load_policy"]
+
+_FORMAT = 1
+_TAKEN_AT_START = ("init", "initial")
+"""Names of the snapshot that a policy takes by itself at its first step, where a rule rewinds to it."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is remembered of one rule; the counts of statuses and the time are not part of a checkpoint."""
+
+    fires: int = 0
+    applied_at: int | None = None
+    attempts: dict[Status, int] = field(default_factory=dict)
+    reasons: dict[Status, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Policy:
+    """Rules with budgets, applied to one network as its training goes on.
+
+    Parameters
+    ----------
+    document : graphnet.schemas.policy.Policy
+    source : str
+        Where the document came from, for messages and :meth:`stats`.
+
+    Raises
+    ------
+    GraphnetError
+        A rule has a part that this version cannot execute, or names something that is not registered.
+
+    Examples
+    --------
+    >>> import graphnet as gn
+    >>> from graphnet.rules import load_policy
+    >>> policy = load_policy([{"name": "wider", "steps": [{"do": "grow", "units": "fc1", "count": 2}],
+    ...                        "schedule": {"kind": "every", "steps": 10, "start": 10, "max_fires": 2}}])
+    >>> net = gn.Network(gn.mlp([4, 8, 3]), seed=0)
+    >>> for step in range(40):
+    ...     for outcome in policy.step(net, step=step):
+    ...         if outcome.applied:
+    ...             print(outcome)
+    step 10: wider: applied (grow fc1 8 -> 10)
+    step 20: wider: applied (grow fc1 10 -> 12)
+    """
+
+    def __init__(self, document: PolicyDocument, *, source: str = "policy") -> None:
+        self.document, self.source = document, source
+        rules = [CompiledRule(rule) for rule in document.rules]
+        self._order = sorted(rules, key=lambda rule: -rule.rule.priority)  # stable: then in the document's order
+        self._memory = {rule.name: _Memory() for rule in document.rules}
+        self._ages = Ages()
+        self._step: int | None = None
+        self._epoch: int | None = None
+        self._applied_at: int | None = None
+        self._snapshots: dict[str, Snapshot] = {}
+        self._taken: set[str] = set()
+        self._bound: tuple[weakref.ref[Network], Accountant] | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, in the document's order."""
+        return self.document.rules
+
+    @property
+    def budgets(self) -> Budgets:
+        """The limits."""
+        return self.document.budgets
+
+    # -- running ----------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        net: Network,
+        *,
+        step: int,
+        metrics: Metrics | None = None,
+        batch: Batch | None = None,
+        loss: Loss | None = None,
+    ) -> list[Outcome]:
+        """Try every rule, in order of priority; call it after each optimizer step, or every few.
+
+        Parameters
+        ----------
+        net : Network
+        step : int
+            Optimizer steps taken so far; never less than at the call before. What became due since then is due now.
+        metrics : mapping of str to float, optional
+            What guards read; ``epoch`` drives cycles of epochs.
+        batch, loss : optional
+            ``(x, y)`` and ``f(output, y)``, for initialisers, scores and parity guards that need data.
+
+        Returns
+        -------
+        list of Outcome
+            One for each rule, in the order in which they were tried.
+
+        Raises
+        ------
+        GraphnetError
+            The step goes backwards, a metric is no number, the policy already runs another network.
+        """
+        found = check_metrics(metrics)
+        self._check_step(step)
+        world = Live(net, self._accountant(net), batch, loss, self._snapshots)
+        return self._tick(world, step, found)
+
+    def dry_run(
+        self,
+        net: Network,
+        steps: Iterable[int],
+        metrics: Metrics | Callable[[int], Metrics] | None = None,
+    ) -> list[Outcome]:
+        """What the policy would do to the network from here on, without touching a tensor or remembering anything.
+
+        Sizes, costs, budgets, ages and schedules are those of the run. What only tensors tell is not known: a guard
+        on a metric that is not given is false, a refusal by an initialiser or score does not show.
+
+        Parameters
+        ----------
+        steps : iterable of int
+            The optimizer steps at which the policy would be stepped.
+        metrics : mapping, or function of the step, optional
+            What guards would read.
+
+        Returns
+        -------
+        list of Outcome
+            Those that would be applied or rejected.
+        """
+        planned = Policy(self.document, source=self.source)
+        planned.load_state_dict(self.state_dict())
+        planned._snapshots = dict(self._snapshots)
+        if not isinstance(net, Network):
+            raise GraphnetError(f"a policy works on a gn.Network, not on a {type(net).__name__}")
+        world = Sketch(net, Accountant(net))
+        events: list[Outcome] = []
+        for step in steps:
+            planned._check_step(step)
+            found = check_metrics(metrics(step) if callable(metrics) else metrics)
+            events += [each for each in planned._tick(world, step, found) if each.status in ("applied", "rejected")]
+        return events
+
+    def _accountant(self, net: Network) -> Accountant:
+        if not isinstance(net, Network):
+            raise GraphnetError(f"a policy works on a gn.Network, not on a {type(net).__name__}")
+        if self._bound is not None:
+            known = self._bound[0]()
+            if known is net:
+                return self._bound[1]
+            if known is not None:
+                raise GraphnetError(
+                    "this policy already runs another network, whose units and metrics it remembers: load one policy "
+                    "for each network"
+                )
+        accountant = Accountant(net)
+        self._bound = weakref.ref(net), accountant
+        return accountant
+
+    def _check_step(self, step: int) -> None:
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise GraphnetError(f"policy.step: step is a whole number of optimizer steps, not {step!r}")
+        if self._step is not None and step < self._step:
+            raise GraphnetError(f"policy.step: step {step} comes after step {self._step}: steps only go up")
+
+    def _tick(self, world: World, step: int, metrics: Metrics) -> list[Outcome]:
+        clock = self._advance(step, metrics)
+        self._ages.observe(world.graph, step, self.document.immunity)
+        self._take_snapshots(world)
+        outcomes = []
+        for rule in self._order:
+            started = time.perf_counter()
+            if clock.previous < step:
+                rule.guard.observe(step, metrics)
+            outcome = self._try(rule, world, clock, metrics)
+            memory = self._memory[rule.rule.name]
+            memory.attempts[outcome.status] = memory.attempts.get(outcome.status, 0) + 1
+            memory.reasons[outcome.status] = outcome.reason
+            memory.seconds += time.perf_counter() - started
+            outcomes.append(outcome)
+        return outcomes
+
+    def _advance(self, step: int, metrics: Metrics) -> Clock:
+        previous = step - 1 if self._step is None else self._step
+        epoch = int(metrics["epoch"]) if "epoch" in metrics else None
+        before = self._epoch if self._epoch is not None or epoch is None else epoch - 1
+        self._step = step
+        self._epoch = self._epoch if epoch is None else epoch
+        return Clock(step, previous, epoch, before)
+
+    def _try(self, rule: CompiledRule, world: World, clock: Clock, metrics: Metrics) -> Outcome:
+        waiting = self._not_due(rule, clock)
+        if waiting is not None:
+            return outcome_of(rule, "not due", waiting, world, clock.step)
+        outcome = attempt(rule, world, clock.step, metrics, self._ages, self._moment(rule, clock.step), self.document)
+        if outcome.applied:
+            memory = self._memory[rule.rule.name]
+            memory.fires += 1
+            memory.applied_at = self._applied_at = clock.step
+            self._ages.observe(world.graph, clock.step, self.document.immunity)
+        return outcome
+
+    def _not_due(self, rule: CompiledRule, clock: Clock) -> str | None:
+        memory = self._memory[rule.rule.name]
+        waits = (
+            (memory.applied_at, rule.rule.schedule.cooldown, "its cooldown"),
+            (self._applied_at, self.document.cooldown, "the policy's cooldown"),
+        )
+        reason = rule.timer(clock, memory.fires)
+        for applied_at, cooldown, whose in waits:
+            if reason is None and applied_at is not None and clock.step - applied_at < cooldown:
+                reason = f"{whose} lasts until step {applied_at + cooldown}"
+        return reason
+
+    def _moment(self, rule: CompiledRule, step: int) -> Moment:
+        immunity, ages = self.document.immunity, self._ages
+        return Moment(
+            step,
+            rule.rule.preserves,
+            lambda group: ages.immune(group, step, immunity),
+            {name: snapshot.graph for name, snapshot in self._snapshots.items()},
+            tuple(self._taken - set(self._snapshots)),
+        )
+
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    def keep(self, name: str, snapshot: Snapshot) -> None:
+        """Hold a snapshot (``net.snapshot()``) that ``rewind`` steps go back to by this name.
+
+        The one named ``initial`` (or ``init``) is taken at the policy's first step, where a rule rewinds to it.
+        Snapshots are tensors and no part of :meth:`state_dict`: after resuming, give them back here.
+        """
+        if not isinstance(snapshot, Snapshot):
+            raise GraphnetError(f"policy.keep takes a snapshot (net.snapshot()), not a {type(snapshot).__name__}")
+        self._snapshots[name] = snapshot
+        self._taken.add(name)
+
+    @property
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """The snapshots that are held, by name."""
+        return dict(self._snapshots)
+
+    def _take_snapshots(self, world: World) -> None:
+        wanted = {step.snapshot for rule in self.rules for step in rule.steps if isinstance(step, Rewind)}
+        for name in _TAKEN_AT_START:
+            if name in wanted and name not in self._taken:
+                self.keep(name, world.snapshot())
+
+    # -- looking and resuming ---------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """For each rule how often it was applied, why it was not, and the time that it took.
+
+        Returns
+        -------
+        dict
+            By rule: ``hits``; ``misses``, by status a ``count`` and the last ``reason``; ``seconds``; ``source``.
+        """
+        return {
+            name: {
+                "hits": memory.attempts.get("applied", 0),
+                "misses": {
+                    status: {"count": count, "reason": memory.reasons[status]}
+                    for status, count in memory.attempts.items()
+                    if status != "applied"
+                },
+                "seconds": memory.seconds,
+                "source": self.source,
+            }
+            for name, memory in self._memory.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the policy remembers, as plain data for JSON; snapshots are named, without their tensors."""
+        guards = {rule.rule.name: rule.guard.state() for rule in self._order}
+        return {
+            "format": _FORMAT,
+            "step": self._step,
+            "epoch": self._epoch,
+            "applied_at": self._applied_at,
+            "rules": {
+                name: {"fires": memory.fires, "applied_at": memory.applied_at, "guard": guards[name]}
+                for name, memory in self._memory.items()
+            },
+            "ages": self._ages.state_dict(),
+            "snapshots": sorted(self._taken),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            The state is of another policy, or none; nothing was changed.
+        """
+        try:
+            if state["format"] != _FORMAT:
+                raise CheckpointError(f"the policy state has format {state['format']!r}; this version reads {_FORMAT}")
+            if set(state["rules"]) != set(self._memory):
+                raise CheckpointError(
+                    f"the state has rules {sorted(state['rules'])}, the policy has {sorted(self._memory)}"
+                )
+            memory = {
+                name: _Memory(int(state["rules"][name]["fires"]), _whole(state["rules"][name]["applied_at"]))
+                for name in self._memory
+            }
+            guards = {rule.rule.name: compile_guard(rule.rule.when) for rule in self._order}
+            for name, guard in guards.items():
+                guard.load(state["rules"][name]["guard"])
+            ages = Ages()
+            ages.load_state_dict(state["ages"])
+            counts = _whole(state["step"]), _whole(state["epoch"]), _whole(state["applied_at"])
+            taken = {str(name) for name in state["snapshots"]}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"this is not a policy's state (policy.state_dict()): {error!r}") from error
+        self._memory, self._ages, self._taken, self._snapshots = memory, ages, taken, {}
+        self._step, self._epoch, self._applied_at = counts
+        for rule in self._order:
+            rule.guard = guards[rule.rule.name]
+
+
+def load_policy(source: Path | str | Mapping[str, Any] | list[Any] | PolicyDocument) -> Policy:
+    """Make a policy of a YAML or JSON file, a mapping, a list of rules (:class:`Rule` or mappings), or a document.
+
+    Raises
+    ------
+    SchemaError
+        The document cannot be read or is no policy; lists every problem.
+    GraphnetError
+        A rule has a structural part, which this version cannot execute, or names something that is not registered.
+    """
+    if isinstance(source, PolicyDocument):
+        return Policy(source)
+    if isinstance(source, list | tuple):
+        rules = [rule if isinstance(rule, Rule) else parse(Rule, rule, source="rule") for rule in source]
+        return Policy(PolicyDocument(rules=tuple(rules)))
+    where = "policy" if isinstance(source, Mapping) else str(source)
+    return Policy(load_policy_document(source), source=where)
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,249 @@
+"""The document of a checkpoint: its models, and how a network is written as one.
+
+Tensors of the file are named after what they are: ``tensor/``, ``reserve/`` and ``gradient/`` with the name in the
+state dict, ``birth/``, ``rate/``, ``until/`` and ``multiplier/`` with optimizer, dimension and name, ``value/`` and a
+number for those inside other values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from graphnet.edit.plan import Step
+from graphnet.errors import CheckpointError
+from graphnet.ir.graph import Graph
+from graphnet.ir.groups import UnitGroup, compress
+from graphnet.runtime.history import History
+from graphnet.runtime.network import Network
+from graphnet.runtime.optimizers import Attached
+from graphnet.runtime.resuming import random_states
+from graphnet.runtime.values import Writer
+from graphnet.schemas.architecture import GroupState
+from graphnet.schemas.base import Frozen
+
+__all__ = ["BirthEntry", "CheckpointDocument", "GroupEntry", "OptimizerEntry", "VersionEntry", "write_document"]
+
+
+class VersionEntry(Frozen):
+    """One version: :class:`~graphnet.runtime.history.Version`, with a whole graph or the groups that changed."""
+
+    number: int = Field(ge=0)
+    parent: int | None
+    seed: int
+    params: int
+    flops: int | None
+    seconds: float
+    bytes_moved: int
+    steps: tuple[dict[str, Any], ...]
+    graph: dict[str, Any] | None = None  # a whole document, or else ...
+    groups: dict[str, GroupState] = Field(default_factory=dict)  # ... what differs from the version before
+
+
+class GroupEntry(Frozen):
+    """A parameter group: names of its parameters, hyperparameters."""
+
+    params: tuple[str, ...]
+    options: dict[str, Any]
+
+
+class BirthEntry(Frozen):
+    """One vector of :class:`~graphnet.runtime.updates.Births`, and the tensor of the file that holds it."""
+
+    param: str
+    what: Literal["birth", "rate", "until", "multiplier"]
+    dim: int = Field(ge=0)
+    tensor: str
+
+
+class OptimizerEntry(Frozen):
+    """An attached optimizer: its class name, hyperparameters and state, and the ages of slices."""
+
+    kind: str
+    horizon: int | None
+    steps: int
+    defaults: dict[str, Any]
+    groups: tuple[GroupEntry, ...]
+    state: dict[str, dict[str, Any]]
+    births: tuple[BirthEntry, ...]
+
+
+class CheckpointDocument(Frozen):
+    """Everything of a checkpoint but the numbers in tensors."""
+
+    graphnet: str
+    torch: str
+    seed: int
+    evaluation: tuple[str, ...]  # modules in evaluation mode
+    constant: tuple[str, ...]  # parameters that need no gradient
+    reserve: tuple[str, ...]
+    gradients: tuple[str, ...]
+    channels_last: tuple[str, ...]
+    versions: tuple[VersionEntry, ...] = Field(min_length=1)
+    optimizers: tuple[OptimizerEntry, ...]
+    state: dict[str, Any]
+    extra: dict[str, Any]
+    rng: dict[str, Any] | None
+
+
+# -- writing --------------------------------------------------------------------------------------------------
+
+
+def write_document(
+    net: Network,
+    writer: Writer,
+    *,
+    extra: Mapping[str, Any] | None,
+    state: Mapping[str, Any] | None,
+    rng: bool,
+    gradients: bool,
+) -> dict[str, Any]:
+    """Describe a network as plain data and put its tensors into the writer; see :func:`~checkpoint.save`.
+
+    Raises
+    ------
+    CheckpointError
+        Something cannot be kept; says what.
+    """
+    _write_tensors(net, writer, gradients)
+    specs = net.graph.tensors
+    parameters = {name: net.tensor(name) for name, spec in specs.items() if not spec.buffer}
+    return {
+        "graphnet": _version(),
+        "torch": str(torch.__version__),
+        "seed": net._seed,
+        "evaluation": [name for name, module in net.named_modules() if not module.training],
+        "constant": [name for name, parameter in parameters.items() if not parameter.requires_grad],
+        "reserve": [name for name in specs if net.reserve_of(name) is not None],
+        "gradients": [name for name, p in parameters.items() if gradients and p.grad is not None],
+        "versions": list(_write_history(net.history, writer)),
+        "optimizers": [_write_optimizer(attached, parameters, writer) for attached in net._attached.values()],
+        "state": {
+            name: writer.encode(_state_dict(name, owner), f"state[{name!r}]") for name, owner in (state or {}).items()
+        },
+        "extra": _write_extra(extra, writer),
+        "rng": writer.encode(random_states(), "rng") if rng else None,
+        "channels_last": writer.channels_last,
+    }
+
+
+def _version() -> str:
+    from graphnet import __version__
+
+    return __version__
+
+
+def _write_tensors(net: Network, writer: Writer, gradients: bool) -> None:
+    specs = {spec.name for node in net.graph.nodes.values() for spec in node.tensors}
+    held = {name for name, _ in (*net.named_parameters(), *net.named_buffers())}
+    if foreign := sorted(held - specs):
+        raise CheckpointError(
+            f"the network holds tensors {foreign[:8]} that are not of its graph: keep modules of your own outside it, "
+            "and save them by themselves"
+        )
+    for name, spec in net.graph.tensors.items():
+        tensor = net.tensor(name)
+        writer.put(f"tensor/{name}", tensor)
+        if gradients and not spec.buffer and tensor.grad is not None:
+            writer.put(f"gradient/{name}", tensor.grad)
+        kept = net.reserve_of(name)
+        if kept is not None:
+            writer.put(f"reserve/{name}", kept)
+
+
+_PLAIN = ("number", "parent", "seed", "params", "flops", "seconds", "bytes_moved")
+
+
+def _write_history(history: History, writer: Writer) -> Iterator[dict[str, Any]]:
+    before: Graph | None = None
+    for version in history:
+        entry: dict[str, Any] = {key: getattr(version, key) for key in _PLAIN}
+        entry["steps"] = [_write_step(step, writer) for step in version.steps]
+        if before is not None and _same_structure(before, version.graph):
+            groups, old = version.graph.groups, before.groups
+            entry["groups"] = {name: _units(group) for name, group in groups.items() if group != old[name]}
+        else:
+            entry["graph"] = version.graph.to_document()
+        before = version.graph
+        yield entry
+
+
+def _write_step(step: Step, writer: Writer) -> dict[str, Any]:
+    arguments = {}
+    for key, value in step.arguments.items():
+        try:
+            arguments[key] = writer.encode(value, key)
+        except CheckpointError:  # an operator of the caller's; what it was given is for reading only
+            arguments[key] = repr(value)[:1000]
+    return asdict(replace(step, arguments={})) | {"arguments": arguments}
+
+
+def _same_structure(before: Graph, after: Graph) -> bool:
+    """Whether ``after`` is ``before`` with groups resized, whose layouts are then the same objects."""
+    return before.name == after.name and list(before.nodes) == list(after.nodes) and all(
+        old.outputs is new.outputs and old.inputs is new.inputs and old.tensors is new.tensors
+        for old, new in zip(before.nodes.values(), after.nodes.values(), strict=True)
+    )  # fmt: skip
+
+
+def _units(group: UnitGroup) -> dict[str, Any]:
+    return {"ids": compress(group.ids), "dormant": compress(group.dormant), "next_id": group.next_id}
+
+
+def _write_optimizer(attached: Attached, parameters: Mapping[str, Tensor], writer: Writer) -> dict[str, Any]:
+    kind = type(attached.optimizer).__name__
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    foreign = sum(id(parameter) not in names for parameter in attached.parameters())
+    if foreign:
+        raise CheckpointError(
+            f"{kind} holds {foreign} parameters that are not of this network: give them an optimizer of their own, and "
+            "save it by itself"
+        )
+    births = [
+        {
+            "param": names[id(parameter)], "what": what, "dim": dim,
+            "tensor": writer.put(f"{what}/{attached.key}/{dim}/{names[id(parameter)]}", vector),
+        }
+        for parameter, table in attached.updates.births.items()
+        for what in ("birth", "rate", "until", "multiplier")
+        for dim, vector in table.table(what).items()
+    ]  # fmt: skip
+    return {
+        "kind": kind,
+        "horizon": attached.updates.horizon,
+        "steps": attached.updates.steps,
+        "defaults": writer.encode(attached.optimizer.defaults, f"{kind}.defaults"),
+        "groups": [
+            {
+                "params": [names[id(parameter)] for parameter in group["params"]],
+                "options": writer.encode(
+                    {key: value for key, value in group.items() if key != "params"}, f"{kind}.param_groups[{index}]"
+                ),
+            }
+            for index, group in enumerate(attached.optimizer.param_groups)
+        ],
+        "state": {
+            names[id(parameter)]: writer.encode(dict(held), f"{kind}.state[{names[id(parameter)]!r}]")
+            for parameter, held in attached.optimizer.state.items()
+        },
+        "births": births,
+    }
+
+
+def _state_dict(name: str, owner: Any) -> Any:
+    method = getattr(owner, "state_dict", None)
+    if method is None or not hasattr(owner, "load_state_dict"):
+        raise CheckpointError(f"state[{name!r}]: a {type(owner).__name__} has no state_dict and load_state_dict")
+    return method()
+
+
+def _write_extra(extra: Mapping[str, Any] | None, writer: Writer) -> Any:
+    found = dict(extra or {})
+    if not all(isinstance(key, str) and not key.startswith("!") for key in found):
+        raise CheckpointError(f"extra: keys are text and do not begin with '!': {list(found)[:8]}")
+    return writer.encode(found, "extra")

@@ -1,0 +1,233 @@
+"""Replaying a journal: from the first version's graph to the last one's, or the edits themselves on a network.
+
+A journal is a list of records, one for each version, as :meth:`graphnet.runtime.history.Version.record` gives them
+and ``journal.jsonl`` holds them. ``replay_graph`` moves unit ids, and needs neither tensors nor data. ``replay``
+runs the operators again with their seeds, so that tensors come out bit for bit where no training happened in
+between and no operator needed data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from graphnet.edit.edit import Edit
+from graphnet.errors import EditError, GraphnetError
+from graphnet.ir.document import load
+from graphnet.ir.graph import Graph
+from graphnet.ir.groups import UnitGroup
+from graphnet.runtime.network import Network
+from graphnet.schemas.base import parse
+
+__all__ = ["replay", "replay_graph"]
+
+
+class _Record(BaseModel):
+    """What a replay reads of a record; other keys are for people."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int
+    parent: int | None = None
+    seed: int = 0
+    units: dict[str, int]
+    dormant: dict[str, int] = {}
+    steps: tuple[_StepRecord, ...] = ()
+
+
+class _StepRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    operator: str
+    group: str | None = None
+    arguments: dict[str, Any] = {}
+    born: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+    dormant: bool = False
+
+
+_Record.model_rebuild()
+
+
+def replay_graph(first: Graph | Mapping[str, Any], journal: Iterable[Mapping[str, Any]]) -> Graph:
+    """Apply the recorded changes of unit ids to a graph.
+
+    Parameters
+    ----------
+    first : Graph or mapping
+        The graph, or its document; records of its own version and earlier ones are passed over.
+    journal : iterable of mapping
+        ``Version.record()`` of each version, in order.
+
+    Returns
+    -------
+    Graph
+        With the ids, dormant ids, next ids and version of the last record.
+
+    Raises
+    ------
+    SchemaError
+        The document or a record is not one.
+    GraphError
+        The first graph is not valid.
+    EditError
+        A record does not fit the graph that it meets; names the version.
+
+    Examples
+    --------
+    >>> import graphnet as gn
+    >>> from graphnet.runtime.replay import replay_graph
+    >>> net = gn.Network(gn.mlp([4, 8, 2]), seed=0)
+    >>> with net.edit() as edit:
+    ...     gone, born = edit.prune("fc1", lowest=3), edit.grow("fc1", 2)
+    >>> replay_graph(gn.mlp([4, 8, 2]), net.history.journal()).to_document() == net.graph.to_document()
+    True
+    """
+    graph = first if isinstance(first, Graph) else load(first)
+    for record in _after(graph.version, journal):
+        graph = _next_graph(graph, record)
+    return graph
+
+
+def replay(first: Network, journal: Iterable[Mapping[str, Any]]) -> Network:
+    """Run the recorded operators again, with their seeds, on a copy of a network.
+
+    Parameters
+    ----------
+    first : Network
+        At the version before the first record that is to be replayed. It is left as it is.
+    journal : iterable of mapping
+        ``Version.record()`` of each version, in order.
+
+    Returns
+    -------
+    Network
+        Its tensors are those of the last version bit for bit, if ``first`` has those of the first one and nothing
+        but the journal's edits changed them. No optimizer is attached.
+
+    Raises
+    ------
+    EditError
+        An operator needed data or a snapshot, or is not one of :class:`~graphnet.edit.edit.Edit`, or made other
+        units than those that were recorded; names the version and the step.
+    """
+    records = _after(first.version, journal)
+    graph = first.graph
+    for record in records:
+        graph = _next_graph(graph, record)
+    net = copy.deepcopy(first)
+    for record in records:
+        for number, step in enumerate(record.steps, start=1):
+            _check_operator(_where(record, number, step), step)
+        with net.edit(seed=record.seed) as edit:
+            for number, step in enumerate(record.steps, start=1):
+                _again(edit, _where(record, number, step), step)
+    if net.graph.to_document() != graph.to_document():
+        raise EditError("the replayed network has another graph than the journal gives: this is a bug in an operator")
+    return net
+
+
+def _after(version: int, journal: Iterable[Mapping[str, Any]]) -> Sequence[_Record]:
+    if isinstance(journal, Mapping | str):
+        raise EditError("a journal is a list of records, as net.history.journal() gives")
+    found = [parse(_Record, record, source=f"record {index} of the journal") for index, record in enumerate(journal)]
+    records = [record for record in found if record.version > version]
+    for record in records:
+        if record.version != version + 1 or record.parent not in (None, version):
+            raise EditError(
+                f"the journal does not fit at version {record.version} (made from {record.parent}): version "
+                f"{version + 1} comes next"
+            )
+        version = record.version
+    return records
+
+
+def _where(record: _Record, number: int, step: _StepRecord) -> str:
+    target = f" {step.group!r}" if step.group else ""
+    return f"version {record.version}, step {number} ({step.operator}{target})"
+
+
+# -- graphs -------------------------------------------------------------------------------------------------------
+
+
+def _next_graph(graph: Graph, record: _Record) -> Graph:
+    for number, step in enumerate(record.steps, start=1):
+        if step.group is None or not (step.born or step.dropped):
+            continue
+        where = _where(record, number, step)
+        try:
+            group = graph.editable(step.group)
+            graph = graph.resized({group.name: _moved(where, group, step)})
+        except GraphnetError as error:
+            message = str(error) if str(error).startswith(where) else f"{where}: {error}"
+            raise EditError(f"the journal does not fit at {message}") from error
+    graph = replace(graph, version=record.version)
+    units = {name: group.size for name, group in graph.groups.items() if group.frozen is None}
+    dormant = {name: len(group.dormant) for name, group in graph.groups.items() if group.dormant}
+    for what, here, then in (("units", units, record.units), ("dormant units", dormant, record.dormant)):
+        wrong = sorted(name for name in {*here, *then} if here.get(name, 0) != then.get(name, 0))
+        if wrong:
+            name, steps = wrong[0], [step.operator for step in record.steps]
+            raise EditError(
+                f"the journal does not fit at version {record.version}: {name!r} would have {here.get(name, 0)} "
+                f"{what}, the record says {then.get(name, 0)}; its steps are {steps}"
+            )
+    return graph
+
+
+def _moved(where: str, group: UnitGroup, step: _StepRecord) -> UnitGroup:
+    """The group after one step."""
+    live, resting = group.ids, set(group.dormant)
+    if missing := sorted(set(step.dropped) - set(live)):
+        raise EditError(f"{where}: units {missing[:8]} go that are not there")
+    gone = set(step.dropped)
+    live = tuple(unit for unit in live if unit not in gone)
+    if step.dormant:
+        if missing := sorted(set(step.born) - resting):
+            raise EditError(f"{where}: units {missing[:8]} come back that are not dormant")
+        resting = (resting | gone) - set(step.born)
+        live = _woken(live, step.born)
+        return replace(group, ids=live, dormant=tuple(sorted(resting)))
+    if wrong := [unit for unit in step.born if unit < group.next_id]:
+        raise EditError(f"{where}: units {wrong[:8]} are born, but ids below {group.next_id} were given before")
+    return replace(group, ids=(*live, *step.born), next_id=max([group.next_id, *(unit + 1 for unit in step.born)]))
+
+
+def _woken(live: tuple[int, ...], woken: Sequence[int]) -> tuple[int, ...]:
+    """Units that come back stand in order of id where the others do, else at the end."""
+    return tuple(sorted((*live, *woken))) if list(live) == sorted(live) else (*live, *woken)
+
+
+# -- tensors ------------------------------------------------------------------------------------------------------
+
+_OPERATORS = ("grow", "prune", "recruit", "retire")
+"""Those whose steps hold everything that they were given but data."""
+
+
+def _check_operator(where: str, step: _StepRecord) -> None:
+    if step.operator == "rewind":
+        raise EditError(f"{where} cannot be run again: it needed a snapshot, which the journal does not hold")
+    if step.operator not in _OPERATORS or step.group is None:
+        raise EditError(f"{where} cannot be run again: it is none of {', '.join(_OPERATORS)}")
+
+
+def _again(edit: Edit, where: str, step: _StepRecord) -> None:
+    given = dict(step.arguments)
+    if isinstance(given.get("speed"), list):
+        given["speed"] = tuple(given["speed"])
+    try:
+        found = getattr(edit, step.operator)(step.group, **given)
+    except TypeError as error:
+        raise EditError(f"{where}: the recorded arguments are not the operator's: {error}") from error
+    except GraphnetError as error:
+        raise EditError(f"{where} cannot be run again: {error}") from error
+    recorded = step.born or step.dropped
+    if tuple(found) != recorded:
+        raise EditError(
+            f"{where} gave units {list(found)[:8]}, the record says {list(recorded)[:8]}: the tensors are not those of "
+            "then (was the network trained in between?)"
+        )

@@ -1,1 +1,0 @@
-"""What the tests of this folder share: a lowered module with random tensors, random inputs, one graph of every op."""
