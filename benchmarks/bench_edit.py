@@ -24,7 +24,9 @@ GROWN = 16
 
 def main() -> None:
     torch.set_num_threads(1)
-    table = Table(title=f"one edit of fc1 ({GROWN} units), MLP 784-n-n-10 with Adam; medians of {ROUNDS} rotated rounds")
+    table = Table(
+        title=f"one edit of fc1 ({GROWN} units), MLP 784-n-n-10 with Adam; medians of {ROUNDS} rotated rounds"
+    )
     for column in ("n", "edit", "ms", "MB moved", "clone ms", "edit / clone", "edit / step", "clone / clone"):
         table.add_column(column, justify="right")
     for width in (256, 512, 1024, 2048, 4096):
@@ -59,7 +61,13 @@ def measure(width: int) -> list[tuple[str, ...]]:
     def clone() -> list[torch.Tensor]:
         return [t.clone() for p in tensors for t in (p.data, p.grad, *_moments(optimizer, p)) if t is not None]
 
-    tasks: dict[str, Callable[[], object]] = {"grow": grow, "prune": prune, "clone": clone, "control": clone, "step": step}
+    tasks: dict[str, Callable[[], object]] = {
+        "grow": grow,
+        "prune": prune,
+        "clone": clone,
+        "control": clone,
+        "step": step,
+    }
     times: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     for turn in range(ROUNDS):

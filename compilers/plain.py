@@ -118,7 +118,11 @@ def lower(
         elif isinstance(node.op, Output):
             result: Any = args[0] if len(args) == 1 else args
             if taps:
-                result = (result, {tap: raw.get(tap, values[tap, 0]) for tap in taps}, {tap: values[tap, 0] for tap in taps})
+                result = (
+                    result,
+                    {tap: raw.get(tap, values[tap, 0]) for tap in taps},
+                    {tap: values[tap, 0] for tap in taps},
+                )
             code.output(result)
         else:
             dims = [graph.dims(producer, port) for producer, port in node.inputs]

@@ -36,14 +36,16 @@ from graphnet.ir.builders import convnet, mlp, resnet, transformer
 from graphnet.ir.document import load
 from graphnet.ir.graph import Graph
 from graphnet.ir.groups import UnitGroup
+from graphnet.probes.statistics import probe
+from graphnet.rules import Outcome, Rule, apply_rule, load_policy
+from graphnet.runtime.checkpoint import load_checkpoint, load_network
 from graphnet.runtime.network import Network
+from graphnet.version import __version__
 
 if TYPE_CHECKING:
-    from graphnet import study
+    from graphnet import study, testing
 
-__version__ = "0.1.0"
-
-_LAZY = ("study",)
+_LAZY = ("study", "testing")
 """Subpackages that are imported when first used: they load extras or take time."""
 
 __all__ = [
@@ -58,16 +60,25 @@ __all__ = [
     "GraphnetError",
     "ImportModelError",
     "Network",
+    "Outcome",
+    "Rule",
     "SchemaError",
     "UnitGroup",
     "__version__",
     "convnet",
     "load",
+    "load_checkpoint",
+    "load_network",
+    "load_policy",
     "mlp",
+    "probe",
     "resnet",
     "study",
+    "testing",
     "transformer",
 ]
+
+Network.register_applier(Rule, apply_rule)
 
 
 def __getattr__(name: str) -> Any:

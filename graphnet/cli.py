@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +35,7 @@ _WIDE = 160
 class _Commands(TyperGroup):
     """Turns errors that a user can mend into a message and a status."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except GraphnetError as error:
@@ -333,7 +332,8 @@ def _replay_cell(folder: Path) -> tuple[str, str, str]:
     if missing:
         return "not finished", "", f"{', '.join(missing)} missing"
     try:
-        journal = read_records(folder / "journal.jsonl")
+        records = read_records(folder / "journal.jsonl")
+        journal = [record for record in records if record.get("phase", "cycle") == "cycle"]  # tickets begin again
         found = replay_graph(load(folder / "graph_before.json"), journal).to_document()
         wanted = load(folder / "graph_after.json").to_document()
     except GraphnetError as error:

@@ -95,9 +95,7 @@ def _path_is_architecture(value: Any) -> Any:
 
 
 AnyModel: TypeAlias = Annotated[Mlp | ConvNet | Architecture, Field(discriminator="builder")]
-Model: TypeAlias = Annotated[
-    AnyModel, BeforeValidator(_path_is_architecture, json_schema_input_type=str | AnyModel)
-]
+Model: TypeAlias = Annotated[AnyModel, BeforeValidator(_path_is_architecture, json_schema_input_type=str | AnyModel)]
 
 
 class Backbone(Frozen):
@@ -132,9 +130,7 @@ class PruneMethod(_Labelled):
     method: Literal["prune"] = "prune"
     score: Named = Choice(name="magnitude")
     rewind: Literal["init", "snapshot", "none"] = "init"
-    snapshot_epoch: int | None = Field(
-        default=None, ge=1, description="the snapshot is taken after so many epochs"
-    )
+    snapshot_epoch: int | None = Field(default=None, ge=1, description="the snapshot is taken after so many epochs")
 
     @model_validator(mode="after")
     def _check(self) -> PruneMethod:
@@ -324,9 +320,7 @@ class Experiment(Document):
     workers: Positive = Field(default=1, description="processes")
     threads: Positive = Field(default=1, description="threads of each process")
     precision: Literal["float32", "float64"] = "float32"
-    output: Name | None = Field(
-        default=None, description="folder of the run; chosen by the runner where absent"
-    )
+    output: Name | None = Field(default=None, description="folder of the run; chosen by the runner where absent")
 
     def labels(self) -> tuple[str, ...]:
         """Return the name of each method in reports."""

@@ -24,9 +24,7 @@ def stale(folder: Path = FOLDER) -> list[Path]:
     """Return the files in `folder` that are missing or differ from what would be written."""
     paths = {kind: folder / f"{kind}.schema.json" for kind in DOCUMENTS}
     return [
-        path
-        for kind, path in paths.items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != render(kind)
+        path for kind, path in paths.items() if not path.is_file() or path.read_text(encoding="utf-8") != render(kind)
     ]
 
 
@@ -34,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files, or with ``--check`` only say which are out of date; return 1 if some are."""
     parser = argparse.ArgumentParser(prog="python -m graphnet.schemas.generate", description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
-    parser.add_argument(
-        "--folder", type=Path, default=FOLDER, help="where the files are (default: beside this module)"
-    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files are (default: beside this module)")
     options = parser.parse_args(arguments)
     paths = stale(options.folder)
     for path in paths:

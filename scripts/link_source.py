@@ -19,9 +19,7 @@ def wanted_links() -> dict[str, Path]:
     links = {path.name: path for path in sorted((ROOT / "graphnet").iterdir()) if path.name not in SKIPPED}
     for name in ("schemas", "compilers"):
         if name in links:
-            raise SystemExit(
-                f"graphnet/{name} exists; that package lives in {name}/ at the repository's root"
-            )
+            raise SystemExit(f"graphnet/{name} exists; that package lives in {name}/ at the repository's root")
         links[name] = ROOT / name
     return links
 

@@ -20,7 +20,8 @@ Loss: TypeAlias = Callable[..., Tensor]
 """``loss(output, target)``, a scalar."""
 
 SlotKey: TypeAlias = tuple[str, ...]
-"""``("grad", tensor)``, ``("state", optimizer, tensor, key)``, ``("birth" | "rate" | "until" | "multiplier", optimizer, tensor, dim)``."""
+"""``("grad", tensor)``, ``("state", optimizer, tensor, key)``, or ``("birth" | "rate" | "until" | "multiplier",
+optimizer, tensor, dim)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +115,3 @@ class Host(Protocol):
         gates: Mapping[str, Tensor] | None = None,
     ) -> Evaluation:
         """Run a graph with these tensors on a batch, in evaluation mode, changing nothing."""
-
-

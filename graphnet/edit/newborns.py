@@ -63,7 +63,9 @@ class Block:
         """Inputs of one output of the tensor, newborns included."""
         spec = self.plan.spec(self.holder.tensor)
         shape = self.plan.graph.shape(spec)
-        return prod(size for size, role in zip(shape, spec.roles, strict=True) if role != "write") if len(shape) > 1 else 0
+        return (
+            prod(size for size, role in zip(shape, spec.roles, strict=True) if role != "write") if len(shape) > 1 else 0
+        )
 
     def incumbent_values(self) -> Tensor:
         """A copy of what the other units hold along the dimension."""

@@ -138,7 +138,8 @@ class Plan:
         """What follows a tensor (gradient, optimizer state, births), for writing."""
         if name not in self._slots:
             self._slots[name] = {
-                slot.key: (slot, Staged(slot.base, slot.dims, self._maps, slot.newborn)) for slot in self.host.slots(name)
+                slot.key: (slot, Staged(slot.base, slot.dims, self._maps, slot.newborn))
+                for slot in self.host.slots(name)
             }
         return self._slots[name]
 

@@ -35,7 +35,9 @@ class UnitMap:
     source: IndexArray
 
     def __post_init__(self) -> None:
-        if self.source.ndim != 1 or (self.source.size and (self.source.min() < NEWBORN or self.source.max() >= self.old)):
+        if self.source.ndim != 1 or (
+            self.source.size and (self.source.min() < NEWBORN or self.source.max() >= self.old)
+        ):
             raise ValueError(f"unit map of {self.group!r}: sources must lie in -1..{self.old - 1}")
 
     @classmethod
@@ -74,7 +76,7 @@ class UnitMap:
         return self.new == self.old and bool(np.array_equal(self.source, np.arange(self.old)))
 
     def then(self, other: UnitMap) -> UnitMap:
-        """This map first, the other after it."""
+        """The composition: first this map, then the other."""
         if other.group != self.group or other.old != self.new:
             raise ValueError(f"unit maps do not compose: {self.group!r} {self.new} units, {other.group!r} {other.old}")
         taken = self.source[np.maximum(other.source, 0)] if self.new else other.source

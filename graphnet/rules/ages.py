@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from graphnet.errors import CheckpointError
@@ -25,20 +25,26 @@ class Ages:
         self._live: dict[str, tuple[int, ...]] | None = None
         self._cohorts: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
 
-    def observe(self, graph: Graph, step: int, immunity: int) -> None:
-        """Take note of units that are live now and were not before; forget cohorts past the immunity but the last."""
+    def observe(
+        self, graph: Graph, step: int, immunity: int, born: Mapping[str, Collection[int]] | None = None
+    ) -> None:
+        """Take note of units that are live now and were not before; forget cohorts past the immunity but the last.
+
+        ``born`` names units that joined, by group: one that was retired and recruited at once shows in no ids.
+        """
         if graph is self._graph:
             return
+        named = born or {}
         live = {name: group.ids for name, group in graph.groups.items()}
         for name, ids in live.items() if self._live is not None else ():
             known = set((self._live or {}).get(name, ()))
-            born = tuple(unit for unit in ids if unit not in known)
-            if born:
+            joined = tuple(unit for unit in ids if unit not in known or unit in named.get(name, ()))
+            if joined:
                 cohorts = self._cohorts.setdefault(name, [])
                 if cohorts and cohorts[-1][0] == step:
-                    born = (*cohorts.pop()[1], *born)
+                    joined = tuple(dict.fromkeys((*cohorts.pop()[1], *joined)))
                 young = [cohort for cohort in cohorts if step - cohort[0] < immunity]
-                self._cohorts[name] = [*young, (step, born)]
+                self._cohorts[name] = [*young, (step, joined)]
         self._live, self._graph = live, graph
 
     def recall(self, history: History) -> None:
@@ -59,14 +65,13 @@ class Ages:
         born = set(cohorts[-1][1]) if cohorts else set()
         return tuple(unit for unit in group.ids if unit in born)
 
-    def immune(self, group: UnitGroup, step: int, immunity: int) -> frozenset[int]:
-        """Live units of a group, as it is or is planned to be, that are younger than ``immunity`` steps."""
+    def immune(self, group: UnitGroup, step: int, immunity: int, born: Collection[int] = ()) -> frozenset[int]:
+        """Live units of a group that are younger than ``immunity`` steps; those ``born`` in the edit under way are."""
         if immunity == 0:
             return frozenset()
-        known = set((self._live or {}).get(group.name, ()))
-        young = {unit for unit in group.ids if unit not in known}
-        for born, ids in self._cohorts.get(group.name, ()):
-            if step - born < immunity:
+        young = set(born)
+        for joined, ids in self._cohorts.get(group.name, ()):
+            if step - joined < immunity:
                 young.update(ids)
         return frozenset(young & set(group.ids))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from graphnet.edit.host import Batch, Loss, Snapshot
 from graphnet.errors import GraphnetError
@@ -63,4 +64,5 @@ def apply_rule(
         waiting = policy._not_due(compiled, policy._advance(step, found))
         if waiting is not None:
             return outcome_of(compiled, "not due", waiting, world, step)
-    return attempt(compiled, world, now, found, policy._ages, policy._moment(compiled, now), policy.document)
+    outcome = attempt(compiled, world, now, found, policy._ages, policy._moment(compiled, now), policy.document)
+    return replace(outcome, step=step)

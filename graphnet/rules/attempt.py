@@ -38,6 +38,8 @@ def attempt(
     draft = rule.draft(graph, look, moment, accountant, document.budgets)
     if draft.status == "applied":
         draft = world.apply(rule, draft, moment, document.budgets, document.seed)
+    if draft.status == "applied":
+        ages.observe(world.graph, step, document.immunity, draft.born)
     after = accountant.costs(world.graph) if draft.status == "applied" else before
     changes = draft.changes if draft.status == "applied" else ()
     return Outcome(

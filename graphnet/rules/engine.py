@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphnet.errors import EditError, GraphError, GraphnetError
@@ -34,6 +34,8 @@ class Draft:
     graph : Graph
         The graph as it would be, with the ids of pruned units guessed.
     tasks : tuple of Task
+    born : mapping of group to ids
+        Units that join the live ones; a guess where a score recruits them, until it has been performed.
     error : GraphnetError or None
     """
 
@@ -41,6 +43,7 @@ class Draft:
     reason: str
     graph: Graph
     tasks: tuple[Task, ...] = ()
+    born: Mapping[str, Collection[int]] = field(default_factory=dict)
     error: GraphnetError | None = None
 
     @property
@@ -50,7 +53,7 @@ class Draft:
 
     def rejected(self, graph: Graph, error: GraphnetError) -> Draft:
         """The draft of a rule that was refused."""
-        return Draft("rejected", str(error), graph, (), error.with_traceback(None))
+        return Draft("rejected", str(error), graph, error=error.with_traceback(None))
 
 
 class CompiledRule:
@@ -94,15 +97,15 @@ class CompiledRule:
         if not passing:
             return Draft("guard false", _some([verdict.reason for verdict in verdicts]), graph)
         try:
-            tasks, idle = self._resolve(graph, passing, moment)
+            tasks, born, idle = self._resolve(graph, passing, moment)
         except GraphError as error:
             return Draft("no match", str(error), graph)
         except EditError as error:
-            return Draft("rejected", str(error), graph, (), error.with_traceback(None))
+            return Draft("rejected", str(error), graph, error=error.with_traceback(None))
         if not tasks:
             return Draft("no match", f"nothing to do: {_some(idle)}", graph)
         after = replace(tasks[-1].after, version=graph.version + 1)
-        draft = Draft("applied", "", after, tuple(tasks))
+        draft = Draft("applied", "", after, tuple(tasks), born)
         try:
             check_budgets(budgets, accountant.costs(graph), accountant.costs(after))
             check_transient(budgets, _peak(accountant, graph, tasks))
@@ -110,22 +113,27 @@ class CompiledRule:
             return draft.rejected(graph, error)
         return replace(draft, reason="; ".join(map(str, draft.changes)))
 
-    def _resolve(self, graph: Graph, bindings: Sequence[Binding], moment: Moment) -> tuple[list[Task], list[str]]:
-        """Tasks in order, each against the graph that the ones before it leave; and what has nothing to do."""
+    def _resolve(
+        self, graph: Graph, bindings: Sequence[Binding], moment: Moment
+    ) -> tuple[list[Task], dict[str, set[int]], list[str]]:
+        """Tasks in order, each against the graph that the ones before leave; newborns; what has nothing to do."""
         tasks: list[Task] = []
         idle: list[str] = []
+        born: dict[str, set[int]] = {}
         for runner in self.runners:  # a step is done on every match before the next step begins
             for at, binding in enumerate(bindings):
                 if at > 0 and runner.units not in binding:
                     continue  # it names groups directly, and has been done once
                 for groups in runner.targets(graph, binding):
-                    found = runner.resolve(groups, graph, moment)
+                    known = born.setdefault(groups[0], set()) if groups else set()
+                    found = runner.resolve(groups, graph, moment, known)
                     if isinstance(found, str):
                         idle.append(found)
                     else:
                         tasks.append(found)
+                        known.update(found.born)
                         graph = found.after
-        return tasks, idle
+        return tasks, born, idle
 
     def seed(self, net: Network, policy_seed: int, step: int) -> int:
         """The seed of the edit's random numbers: that of a step where one is given, else of network and policy."""
@@ -160,7 +168,11 @@ def perform(
             check_budgets(budgets, accountant.costs(before), accountant.costs(edit.graph))
     except GraphnetError as error:
         return draft.rejected(before, error)
-    return replace(draft, graph=net.graph)
+    joined: dict[str, set[int]] = {}
+    for step in net.history.latest.steps:
+        if step.group is not None:
+            joined.setdefault(step.group, set()).update(step.born)
+    return replace(draft, graph=net.graph, born=joined)
 
 
 def _peak(accountant: Accountant, graph: Graph, tasks: Sequence[Task]) -> int:

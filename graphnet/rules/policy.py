@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import floor, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ class Policy:
 
     def _advance(self, step: int, metrics: Metrics) -> Clock:
         previous = step - 1 if self._step is None else self._step
-        epoch = int(metrics["epoch"]) if "epoch" in metrics else None
+        epoch = floor(metrics["epoch"]) if isfinite(metrics.get("epoch", nan)) else None
         before = self._epoch if self._epoch is not None or epoch is None else epoch - 1
         self._step = step
         self._epoch = self._epoch if epoch is None else epoch
@@ -225,7 +226,6 @@ class Policy:
             memory = self._memory[rule.rule.name]
             memory.fires += 1
             memory.applied_at = self._applied_at = clock.step
-            self._ages.observe(world.graph, clock.step, self.document.immunity)
         return outcome
 
     def _not_due(self, rule: CompiledRule, clock: Clock) -> str | None:
@@ -245,7 +245,7 @@ class Policy:
         return Moment(
             step,
             rule.rule.preserves,
-            lambda group: ages.immune(group, step, immunity),
+            lambda group, born: ages.immune(group, step, immunity, born),
             {name: snapshot.graph for name, snapshot in self._snapshots.items()},
             tuple(self._taken - set(self._snapshots)),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any
@@ -44,7 +44,7 @@ class Moment:
     preserves : str or None
         What the rule promises.
     immune : callable
-        Units of a group that may not be removed by a score.
+        Units of a group that may not be removed by a score, given those born in the edit so far.
     snapshots : mapping of str to Graph
         The graph of each snapshot that can be gone back to.
     lost : tuple of str
@@ -53,7 +53,7 @@ class Moment:
 
     step: int
     preserves: Preserves | None
-    immune: Callable[[UnitGroup], frozenset[int]]
+    immune: Callable[[UnitGroup, Collection[int]], frozenset[int]]
     snapshots: Mapping[str, Graph] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
 
@@ -76,10 +76,10 @@ class Task:
     runner : Runner
     groups : tuple of str
     count : int
-    spared : frozenset of int
-        Units that may not be removed by a score.
     after : Graph
     changes : tuple of Change
+    born : tuple of int
+        Units that join the live ones; which ones are recruited is a guess.
     rewritten : tuple of str
         Tensors that get other values without a change of shape.
     """
@@ -89,7 +89,7 @@ class Task:
     count: int
     after: Graph
     changes: tuple[Change, ...]
-    spared: frozenset[int] = frozenset()
+    born: tuple[int, ...] = ()
     rewritten: tuple[str, ...] = ()
 
     def perform(self, edit: Edit, moment: Moment, data: Data) -> None:
@@ -107,8 +107,8 @@ class Runner(ABC):
     units: str
 
     @abstractmethod
-    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment) -> Task | str:
-        """The task on these groups, or why there is nothing to do.
+    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment, born: Collection[int]) -> Task | str:
+        """The task on these groups, or why there is nothing to do; ``born`` are the group's newborns of this edit.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class GrowRunner(Runner):
         check_choice(INITIALISERS, step.init, where)
         check_choice(STATES, step.state, where)
 
-    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment) -> Task | str:
+    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment, born: Collection[int]) -> Task | str:
         """How many units the group gets."""
         step, group = self.step, graph.editable(groups[0])
         at = moment.step
@@ -148,9 +148,9 @@ class GrowRunner(Runner):
             return f"{group.name} has {group.size} units and none to add"
         if moment.preserves == "function" and group.output:
             raise EditError(f"grow {group.name!r} cannot promise preserves='function': a model output reads it")
-        born = range(group.next_id, group.next_id + count)
-        after = replace(group, ids=(*group.ids, *born), next_id=group.next_id + count)
-        return _task(self, "grow", graph, group, after, count)
+        born_ids = range(group.next_id, group.next_id + count)
+        after = replace(group, ids=(*group.ids, *born_ids), next_id=group.next_id + count)
+        return _task(self, "grow", graph, group, after, count, tuple(born_ids))
 
     def perform(self, task: Task, edit: Edit, moment: Moment, data: Data) -> None:
         """Add them."""
@@ -170,12 +170,11 @@ class RemoveRunner(Runner):
         self.step, self.units = step, step.units
         check_choice(SCORES, step.score, where)
 
-    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment) -> Task | str:
+    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment, born: Collection[int]) -> Task | str:
         """How many units go, and which may not."""
         step, group = self.step, graph.editable(groups[0])
         if isinstance(step, Retire):
             _refuse_promise("retire", group.name, moment, "its units leave the forward pass")
-        spared: frozenset[int] = frozenset()
         if isinstance(step, Prune) and step.ids is not None:
             group.positions(step.ids)
             gone = set(step.ids)
@@ -183,7 +182,7 @@ class RemoveRunner(Runner):
             count = self._count(group, moment.step)
             if count < 1:
                 return f"{group.name} has {group.size} units and none to {step.do}"
-            spared = moment.immune(group)
+            spared = moment.immune(group, born)
             able = [unit for unit in group.ids if unit not in spared]
             most = min(len(able), group.size - group.minimum)
             if count > most:
@@ -196,7 +195,7 @@ class RemoveRunner(Runner):
         live = tuple(unit for unit in group.ids if unit not in gone)
         dormant = tuple(sorted((*group.dormant, *gone))) if isinstance(step, Retire) else group.dormant
         after = replace(group, ids=live, dormant=dormant)
-        return replace(_task(self, step.do, graph, group, after, len(gone)), spared=spared)
+        return _task(self, step.do, graph, group, after, len(gone))
 
     def _count(self, group: UnitGroup, at: int) -> int:
         step = self.step
@@ -217,8 +216,11 @@ class RemoveRunner(Runner):
         remove: Callable[..., Any] = edit.prune if isinstance(step, Prune) else edit.retire
         if isinstance(step, Prune) and step.ids is not None:
             remove(group, units=step.ids, **promise)
-        elif task.spared:
-            chosen = edit.apply(_lowest_mature, group, task.count, task.spared, step.score, data)
+            return
+        born = {unit for done in edit.plan.steps if done.group == group for unit in done.born}
+        spared = moment.immune(edit.graph.groups[group], born)
+        if spared:
+            chosen = edit.apply(_lowest_mature, group, task.count, spared, step.score, data)
             remove(group, units=chosen, **promise)
         else:
             remove(
@@ -236,7 +238,7 @@ class RecruitRunner(Runner):
         check_choice(SCORES, step.select, where)
         check_choice(STATES, step.state, where)
 
-    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment) -> Task | str:
+    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment, born: Collection[int]) -> Task | str:
         """How many units come back."""
         step, group = self.step, graph.editable(groups[0])
         _refuse_promise("recruit", group.name, moment, "units come back with their weights")
@@ -256,7 +258,7 @@ class RecruitRunner(Runner):
         ordered = list(group.ids) == sorted(group.ids)
         live = tuple(sorted((*group.ids, *back))) if ordered else (*group.ids, *back)
         after = replace(group, ids=live, dormant=group.dormant[count:])
-        return _task(self, "recruit", graph, group, after, count)
+        return _task(self, "recruit", graph, group, after, count, back)
 
     def perform(self, task: Task, edit: Edit, moment: Moment, data: Data) -> None:
         """Bring the highest by the score back."""
@@ -279,7 +281,7 @@ class RewindRunner(Runner):
         """One task on all groups."""
         return [() if self.units == "*" else groups_named(graph, self.units, binding, outputs=True)]
 
-    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment) -> Task | str:
+    def resolve(self, groups: tuple[str, ...], graph: Graph, moment: Moment, born: Collection[int]) -> Task | str:
         """Which tensors get their values back."""
         label = ", ".join(groups) or "*"
         _refuse_promise("rewind", label, moment, "weights take the values of a snapshot")
@@ -344,9 +346,17 @@ def _lowest_mature(
     return tuple([unit for unit in order if unit not in spared][:count])
 
 
-def _task(runner: Runner, operator: str, graph: Graph, before: UnitGroup, after: UnitGroup, count: int) -> Task:
+def _task(
+    runner: Runner,
+    operator: str,
+    graph: Graph,
+    before: UnitGroup,
+    after: UnitGroup,
+    count: int,
+    born: tuple[int, ...] = (),
+) -> Task:
     change = Change(operator, before.name, before.size, after.size)
-    return Task(runner, (before.name,), count, graph.resized({before.name: after}), (change,))
+    return Task(runner, (before.name,), count, graph.resized({before.name: after}), (change,), born)
 
 
 def _refuse_promise(operator: str, group: str, moment: Moment, why: str) -> None:

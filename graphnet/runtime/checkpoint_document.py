@@ -26,6 +26,7 @@ from graphnet.runtime.resuming import random_states
 from graphnet.runtime.values import Writer
 from graphnet.schemas.architecture import GroupState
 from graphnet.schemas.base import Frozen
+from graphnet.version import __version__
 
 __all__ = ["BirthEntry", "CheckpointDocument", "GroupEntry", "OptimizerEntry", "VersionEntry", "write_document"]
 
@@ -114,7 +115,7 @@ def write_document(
     specs = net.graph.tensors
     parameters = {name: net.tensor(name) for name, spec in specs.items() if not spec.buffer}
     return {
-        "graphnet": _version(),
+        "graphnet": __version__,
         "torch": str(torch.__version__),
         "seed": net._seed,
         "evaluation": [name for name, module in net.named_modules() if not module.training],
@@ -130,12 +131,6 @@ def write_document(
         "rng": writer.encode(random_states(), "rng") if rng else None,
         "channels_last": writer.channels_last,
     }
-
-
-def _version() -> str:
-    from graphnet import __version__
-
-    return __version__
 
 
 def _write_tensors(net: Network, writer: Writer, gradients: bool) -> None:

@@ -40,7 +40,9 @@ def split_batch(graph: Graph, batch: Batch | Tensor) -> tuple[tuple[Any, ...], A
     for op, x in zip(graph.inputs, inputs, strict=True):
         fixed = [(want, have) for want, have in zip(op.shape, x.shape[1:], strict=False) if isinstance(want, int)]
         if x.dim() != len(op.shape) + 1 or any(want != have for want, have in fixed):
-            raise EditError(f"input {op.name!r} has shape [batch, {', '.join(map(str, op.shape))}], not {list(x.shape)}")
+            raise EditError(
+                f"input {op.name!r} has shape [batch, {', '.join(map(str, op.shape))}], not {list(x.shape)}"
+            )
     return inputs, target
 
 

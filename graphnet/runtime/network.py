@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, tie
 from graphnet.edit.edit import Edit
-from graphnet.edit.host import Batch, Evaluation, Loss, Slot, SlotKey, Snapshot
+from graphnet.edit.host import Batch, Evaluation, Loss, Slot, Snapshot
 from graphnet.edit.plan import Plan, Result
 from graphnet.edit.states import NEUTRAL
 from graphnet.errors import EditError, GraphError
@@ -32,6 +32,8 @@ from graphnet.runtime.resize import check_settable, refuse, set_data
 from graphnet.runtime.transaction import Swap, commit
 
 __all__ = ["Network"]
+
+_APPLIERS: dict[type[Any], Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,19 +281,20 @@ class Network(nn.Module):
         chosen = _mix(self._seed, self.version + 1) if seed is None else seed
         plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
         edit = Edit(plan)
-        token = _Open()
+        token, before = _Open(), self._current
         self._editing = weakref.ref(token)
         try:
             yield edit
             if edit._failed is not None:
                 raise EditError(f"the edit failed ({edit._failed}); nothing was changed")
-            version = self._commit(plan, chosen, started) if plan.steps else None
+            if plan.steps:
+                self._commit(plan, chosen, started)
         finally:
             edit._open = False
             self._editing = None
             del token
-        if version is not None:
-            self._report(version)
+            if self._current is not before:  # also where an interrupt was held back until the commit was done
+                self._report(self._current.history.latest)
 
     def _report(self, version: Version) -> None:
         """Run the callbacks, every one of them; the version is published, so an error cannot undo it."""
@@ -307,7 +310,7 @@ class Network(nn.Module):
                     stacklevel=4,
                 )
 
-    def _commit(self, plan: Plan, seed: int, started: float) -> Version:
+    def _commit(self, plan: Plan, seed: int, started: float) -> None:
         with torch.no_grad():
             result = plan.result()
         self._check_held()
@@ -328,7 +331,6 @@ class Network(nn.Module):
         publish = self.__dict__
         swaps.append(Swap(lambda: publish.update(_current=following), lambda: publish.update(_current=current)))
         commit(swaps)
-        return version
 
     def _swaps(self, result: Result) -> Iterator[Swap]:
         """Pointer changes for parameters, buffers, gradients, optimizer state and births."""
@@ -354,6 +356,27 @@ class Network(nn.Module):
                 yield _removal_swap(attached.optimizer.state, tensor)
             if tensor in attached.updates.births:
                 yield _removal_swap(attached.updates.births, tensor)
+
+    # -- what higher layers add -----------------------------------------------------------------------------------
+
+    @classmethod
+    def register_applier(cls, kind: type[Any], apply: Callable[..., Any]) -> None:
+        """Say how :meth:`apply` treats an object of a class; the package registers rules."""
+        _APPLIERS[kind] = apply
+
+    def apply(self, what: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Apply a rule to the network (``metrics=``, ``batch=``, ``loss=``), or a function to every module.
+
+        A :class:`graphnet.Rule` is attempted once, as one transaction, and gives a :class:`graphnet.Outcome`; a
+        function is called with every submodule, as :meth:`torch.nn.Module.apply` does.
+        """
+        for kind, apply in _APPLIERS.items():
+            if isinstance(what, kind):
+                return apply(self, what, **options)
+        if options or not callable(what):
+            kinds = ", ".join(kind.__name__ for kind in _APPLIERS)
+            raise EditError(f"apply takes a {kinds} with options, or a function of a module; not {what!r}")
+        return super().apply(what)
 
     # -- going elsewhere ------------------------------------------------------------------------------------------
 
@@ -392,6 +415,7 @@ class Network(nn.Module):
         self._current = _Current(graph, lower(graph, self), history, reserve)
 
     def extra_repr(self) -> str:
+        """Version and name, for ``print``."""
         return f"version {self.version} of {self.graph.name!r}"
 
 

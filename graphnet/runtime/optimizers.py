@@ -50,7 +50,8 @@ class OptimizerRule:
 
 
 _ADAM = OptimizerRule(
-    {"exp_avg": SlotRule(power=1.0), "exp_avg_sq": SlotRule(power=2.0), "max_exp_avg_sq": SlotRule(power=2.0)}, adam=True
+    {"exp_avg": SlotRule(power=1.0), "exp_avg_sq": SlotRule(power=2.0), "max_exp_avg_sq": SlotRule(power=2.0)},
+    adam=True,
 )
 _RULES: dict[type[Optimizer], OptimizerRule] = {
     torch.optim.SGD: OptimizerRule({"momentum_buffer": SlotRule(power=1.0)}, scalars=()),

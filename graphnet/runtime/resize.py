@@ -60,7 +60,9 @@ def check_settable(name: str, tensor: Tensor) -> None:
         Says which tensor and why.
     """
     if tensor.is_inference():
-        raise EditError(f"tensor {name!r} was made in inference mode and cannot be edited: build the network outside it")
+        raise EditError(
+            f"tensor {name!r} was made in inference mode and cannot be edited: build the network outside it"
+        )
     if type(tensor).__name__ == "DTensor":
         raise EditError(
             f"tensor {name!r} is sharded (DTensor): assigning its data is silently ignored by torch; edit the network "

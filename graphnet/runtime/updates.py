@@ -8,7 +8,6 @@ the gradient, which Adam would undo.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, log
 from typing import Any
@@ -144,19 +143,20 @@ class UpdateCorrection:
             if self.adam and self._count(saved.parameter) != saved.step + 1:
                 continue  # the step was skipped, by a gradient scaler for instance
             group = groups[saved.parameter]
-            pending: list[Callable[[], object]] = []
-            for dim, (at, before) in saved.blocks.items():
-                value = self._corrected(saved, dim, at, before, group)
-                pending.append(lambda dim=dim, at=at, value=value: saved.parameter.index_copy_(dim, at, value))  # type: ignore[misc]
-            for write in pending:  # blocks overlap in their corners, where all of them hold the same value
-                write()
+            corrected = [
+                (dim, at, self._corrected(saved, dim, at, before, group)) for dim, (at, before) in saved.blocks.items()
+            ]
+            for dim, at, value in corrected:  # blocks overlap in their corners, where all of them hold the same value
+                saved.parameter.index_copy_(dim, at, value)
         self._saved.clear()
 
     def _corrected(self, saved: _Saved, dim: int, at: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
         parameter, births = saved.parameter, saved.births
         value = parameter.detach().index_select(dim, at)
         lr = float(group["lr"])
-        decoupled = self.adam and bool(group.get("decoupled_weight_decay", isinstance(self.optimizer, torch.optim.AdamW)))
+        decoupled = self.adam and bool(
+            group.get("decoupled_weight_decay", isinstance(self.optimizer, torch.optim.AdamW))
+        )
         decayed = before * (1.0 - lr * group["weight_decay"]) if decoupled and group["weight_decay"] else before
         if self.adam and births.birth:
             value = self._by_age(saved, dim, at, decayed, value, group, lr)
@@ -164,7 +164,9 @@ class UpdateCorrection:
             factor = _product(births.multiplier, dim, at, value)
             value = torch.where(factor == 1.0, value, decayed + factor * (value - decayed))
         if births.rate:
-            rates = {d: torch.where(births.until[d] > saved.step, r, torch.ones_like(r)) for d, r in births.rate.items()}
+            rates = {
+                d: torch.where(births.until[d] > saved.step, r, torch.ones_like(r)) for d, r in births.rate.items()
+            }
             factor = _oldest(rates, dim, at, value)
             value = torch.where(factor == 1.0, value, before + factor * (value - before))
         return value

@@ -48,9 +48,7 @@ def bias_weights(bias: str | Sequence[float], layers: int) -> tuple[float, ...]:
             raise SchemaError(f"no allocation bias is named {bias!r}; there are: {', '.join(BIASES)}")
         return BIASES[bias](layers)
     if len(bias) != layers:
-        raise SchemaError(
-            f"the allocation bias has {len(bias)} numbers for {layers} layers; give one for each"
-        )
+        raise SchemaError(f"the allocation bias has {len(bias)} numbers for {layers} layers; give one for each")
     if not all(math.isfinite(b) and b > 0 for b in bias):
         raise SchemaError(f"an allocation bias must be positive and finite in every layer, got {list(bias)}")
     return tuple(float(b) for b in bias)
@@ -113,9 +111,7 @@ def targets(
     ideal = [k / mu for k, mu in zip(kept, unit_mass, strict=True)]
     units = [min(d, max(1, math.floor(u))) for u, d in zip(ideal, widths, strict=True)]
     left = budget - sum(u * mu for u, mu in zip(units, unit_mass, strict=True))
-    fractions = [
-        u - n for u, n in zip(ideal, units, strict=True)
-    ]  # at most 0 where the clamp raised the layer
+    fractions = [u - n for u, n in zip(ideal, units, strict=True)]  # at most 0 where the clamp raised the layer
     for layer in sorted(range(len(units)), key=lambda i: (-fractions[i], i)):
         if fractions[layer] > 0 and unit_mass[layer] <= left:
             units[layer] += 1
@@ -151,10 +147,7 @@ def seed_widths(widths: Sequence[int], targets: Sequence[int], share: float = 0.
     for layer, (full, final) in enumerate(zip(widths, targets, strict=True)):
         if not 1 <= final <= full:
             raise SchemaError(f"layer {layer}: the target must be in 1..{full}, the full width, got {final}")
-    return [
-        min(final, max(1, math.floor(_exact(share) * full)))
-        for full, final in zip(widths, targets, strict=True)
-    ]
+    return [min(final, max(1, math.floor(_exact(share) * full))) for full, final in zip(widths, targets, strict=True)]
 
 
 def interpolate(seed_widths: Sequence[int], targets: Sequence[int], cycles: int) -> list[list[int]]:
@@ -270,9 +263,7 @@ def _check_layers(widths: Sequence[int], masses: Sequence[int]) -> None:
     _check_same_length("widths", widths, "masses", masses)
     for layer, (width, mass) in enumerate(zip(widths, masses, strict=True)):
         if width < 1 or mass < 1:
-            raise SchemaError(
-                f"layer {layer}: width and mass must be at least 1, got width {width} and mass {mass}"
-            )
+            raise SchemaError(f"layer {layer}: width and mass must be at least 1, got width {width} and mass {mass}")
 
 
 def _check_same_length(name: str, first: Sequence[int], other: str, second: Sequence[int]) -> None:

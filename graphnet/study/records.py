@@ -83,12 +83,12 @@ def read_records(path: Path | str, *kinds: str) -> list[dict[str, Any]]:
     Examples
     --------
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-    >>> file = RecordFile(path)
-    >>> file.append({"kind": "epoch", "epoch": 1})
-    >>> file.append({"kind": "probe", "log_parity_gradient": float("-inf")})
-    >>> file.close()
-    >>> read_records(path, "probe")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = RecordFile(Path(folder) / "metrics.jsonl")
+    ...     file.append({"kind": "epoch", "epoch": 1})
+    ...     file.append({"kind": "probe", "log_parity_gradient": float("-inf")})
+    ...     file.close()
+    ...     read_records(file.path, "probe")
     [{'kind': 'probe', 'log_parity_gradient': None}]
     """
     try:
@@ -140,9 +140,7 @@ def read_json(path: Path) -> Any:
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
     """``cell.json`` of every cell of a run, with the cell's folder name as ``cell``, in order of name."""
-    return [
-        {"cell": path.parent.name, **read_json(path)} for path in sorted((folder / "cells").glob("*/cell.json"))
-    ]
+    return [{"cell": path.parent.name, **read_json(path)} for path in sorted((folder / "cells").glob("*/cell.json"))]
 
 
 def write_tables(folder: Path) -> tuple[Path, Path]:

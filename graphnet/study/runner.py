@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from graphnet.edit.initialisers import INITIALISERS
 from graphnet.edit.scores import SCORES
-from graphnet.errors import CheckpointError, GraphnetError, SchemaError
+from graphnet.errors import CheckpointError, SchemaError
 from graphnet.schemas.base import read_document, to_data, write_document
 from graphnet.schemas.experiment import Experiment, GrowMethod, PruneMethod, load_experiment_document
 from graphnet.study.cells import Cell, cells_of, editable_groups, full_graph, resolve, target_units
@@ -27,16 +28,12 @@ from graphnet.study.progress import Progress
 from graphnet.study.records import exclusive, read_json, write_json, write_tables
 from graphnet.study.summary import Summary, summarise
 from graphnet.study.training import load_data
-from graphnet.study.workers import run_cells
+from graphnet.study.workers import StudyError, run_cells
 
 __all__ = ["Run", "StudyError", "run"]
 
 UNBOUND = ("output", "workers", "checkpoints")
 """Settings that change where and how a study runs, and none of its results."""
-
-
-class StudyError(GraphnetError):
-    """Some cells of a study failed; the others are kept."""
 
 
 class Run:
@@ -108,7 +105,8 @@ def run(
     ...     "methods": [{"method": "grow"}], "compactness": [0.5], "seeds": 1,
     ...     "train": {"cycles": 2, "epochs_per_cycle": 1, "optimizer": {"name": "sgd", "lr": 0.1}},
     ... }
-    >>> found = run(study, output=tempfile.mkdtemp(), workers=1, progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = run(study, output=folder, workers=1, progress=False)
     >>> [(row.label, row.params) for row in found.summary.rows]
     [('grow', 310)]
     """
@@ -203,8 +201,6 @@ def _difference(there: Any, here: Any, where: str = "") -> str | None:
 
 def _environment(folder: Path, fingerprint: str, source: str) -> None:
     """Write down what the run depends on; the data must be the same whenever it goes on."""
-    from graphnet import __version__
-
     path = folder / "environment.json"
     if path.exists():
         before = read_json(path)["data"]["fingerprint"]
@@ -216,10 +212,17 @@ def _environment(folder: Path, fingerprint: str, source: str) -> None:
         return
     write_json(path, {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "graphnet": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "graphnet": _version(), "torch": torch.__version__, "python": platform.python_version(),
         "platform": platform.platform(), "processor": _processor(), "processors": os.cpu_count(),
         "git_commit": _commit(), "data": {"fingerprint": fingerprint, "source": source},
     })  # fmt: skip
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("graphnet-engine")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return None
 
 
 def _processor() -> str:
@@ -244,11 +247,8 @@ def _commit() -> str | None:
 def _workers(experiment: Experiment) -> int:
     if "workers" in experiment.model_fields_set:
         return experiment.workers
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system tells which processors a process may use
-        return count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # not every system tells which processors a process may use
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _status(folder: Path, cell: Cell) -> str | None:

@@ -183,7 +183,8 @@ class CellSession:
             return
         found = self._probe()
         for group, units in pruned.items():
-            kept = [unit for unit in self.net.graph.groups[group].ids if unit not in set(units)]
+            gone = set(units)
+            kept = [unit for unit in self.net.graph.groups[group].ids if unit not in gone]
             self._record_parity("exit", self.cycle, found.parity(group, kept, units), "kept/pruned")
 
     @contextmanager

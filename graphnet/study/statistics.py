@@ -250,8 +250,7 @@ def _per_checkpoint(checkpoints: ArrayLike) -> NDArray[np.float64]:
         return _accuracies("checkpoints", values, (1,))
     if values.shape[0] != values.shape[1] or values.size == 0:
         raise DataError(
-            "class-incremental checkpoints are [tasks, tasks], one row after each task; "
-            f"got {list(values.shape)}"
+            f"class-incremental checkpoints are [tasks, tasks], one row after each task; got {list(values.shape)}"
         )
     rows = [_accuracies(f"checkpoint {i}", row[: i + 1], (1,)).mean() for i, row in enumerate(values)]
     return np.asarray(rows, dtype=np.float64)
@@ -267,9 +266,7 @@ def _accuracies(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> ND
 def _finite(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> NDArray[np.float64]:
     array = _array(name, values)
     if array.ndim not in dimensions or array.size == 0:
-        raise DataError(
-            f"{name}: expected a non-empty array of {dimensions} dimensions, got shape {list(array.shape)}"
-        )
+        raise DataError(f"{name}: expected a non-empty array of {dimensions} dimensions, got shape {list(array.shape)}")
     if not np.isfinite(array).all():
         raise DataError(f"{name}: every value must be finite, found {array[~np.isfinite(array)][0]}")
     return array

@@ -100,7 +100,8 @@ class Summary:
 
     def data(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
-        return {"rows": [asdict(row) for row in self.rows], "comparisons": [asdict(c) for c in self.comparisons]}
+        rows = [asdict(row) | {"seeds": list(row.seeds)} for row in self.rows]
+        return {"rows": rows, "comparisons": [asdict(comparison) for comparison in self.comparisons]}
 
     def __rich__(self) -> Group:
         return Group(*self._accuracies(), *self._tests())

@@ -25,7 +25,11 @@ from graphnet.study.progress import Progress
 from graphnet.study.records import read_json, write_json
 from graphnet.study.training import Tick, load_data, run_cell
 
-__all__ = ["run_cells"]
+__all__ = ["StudyError", "run_cells"]
+
+
+class StudyError(GraphnetError):
+    """Some cells of a study failed; the others are kept."""
 
 
 def run_cells(
@@ -92,6 +96,7 @@ class _Worker:
     process: SpawnProcess
     line: Connection
     cell: str | None = None
+    ready: bool = False
 
 
 class _Pool:
@@ -122,9 +127,7 @@ class _Pool:
         process = context.Process(target=_work, args=(str(self.folder), theirs), daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(process, mine)
-        self.workers.append(worker)
-        self._give(worker)
+        self.workers.append(_Worker(process, mine))
 
     def _give(self, worker: _Worker) -> None:
         """Give a worker its next cell, or let it go."""
@@ -145,13 +148,14 @@ class _Pool:
         except (EOFError, OSError):
             self._lost(worker)
             return
-        assert worker.cell is not None
-        if kind == "epoch":
+        if kind == "epoch" and worker.cell is not None:
             self.progress.advance(worker.cell, *rest)
             return
-        if rest[0] is not None:
-            self.failures[worker.cell] = rest[0]
-        self.progress.finish(worker.cell)
+        if kind == "ended" and worker.cell is not None:
+            if rest[0] is not None:
+                self.failures[worker.cell] = rest[0]
+            self.progress.finish(worker.cell)
+        worker.ready = True
         self._give(worker)
 
     def _lost(self, worker: _Worker) -> None:
@@ -159,6 +163,12 @@ class _Pool:
         self.workers.remove(worker)
         worker.process.join()
         worker.line.close()
+        if not worker.ready:
+            raise StudyError(
+                f"a worker process ended with code {worker.process.exitcode} before its first cell (see above). In a "
+                "script, call gn.study.run below `if __name__ == '__main__':`, since workers import the script; or use "
+                "workers=1"
+            )
         if worker.cell is not None:
             self.failures[worker.cell] = (
                 f"its process ended with code {worker.process.exitcode} (-9: the system stopped it, often for memory); "
@@ -177,6 +187,7 @@ def _work(folder: str, line: Connection) -> None:
     cells = {cell.name: cell for cell in cells_of(experiment)}
     data: Dataset | None = None
     try:
+        line.send(("ready",))
         while (name := line.recv()) is not None:
             data = data or load_data(experiment)
             reason = _attempt(Path(folder), experiment, cells[name], data, lambda *at: line.send(("epoch", *at)))

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def state_of(net: Network) -> dict[str, Tensor]:
-    """A copy of everything that an edit carries, by a name for each: tensors, gradients, optimizer state, ages, reserve.
+    """A copy of everything that an edit carries, by name: tensors, gradients, optimizer state, ages, reserve.
 
     Optimizers are numbered in the order in which they were attached.
     """
@@ -132,7 +132,9 @@ def check_round_trip(net: Network, group: str, count: int, *, init: str = "kaimi
     check_bits(before, after, f"round trip of {count} units of {group!r}")
 
 
-def check_permutation(net: Network, group: str, order: Sequence[int], *inputs: Tensor, tolerance: float = 1e-12) -> None:
+def check_permutation(
+    net: Network, group: str, order: Sequence[int], *inputs: Tensor, tolerance: float = 1e-12
+) -> None:
     """Law 6: permuting the units of a group changes nothing but their order; commits the permutation."""
     name = net.graph.group(group).name
 

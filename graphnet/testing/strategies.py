@@ -244,7 +244,7 @@ def train(net: Network, optimizer: Optimizer, steps: int, *, seed: int = 0) -> N
     """Take some optimizer steps on random batches, with gradients left in place."""
     for step in range(steps):
         optimizer.zero_grad()
-        wave_loss(net(*sample(net.graph, seed * 1000 + step))).backward()
+        torch.autograd.backward(wave_loss(net(*sample(net.graph, seed * 1000 + step))))
         optimizer.step()
 
 

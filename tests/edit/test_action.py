@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graphnet as gn
-from graphnet.edit.action import move, reduce_units
+from graphnet.edit.action import move, reduce_units, write_block
+from graphnet.edit.staged import Maps, Staged
 from graphnet.edit.unit_map import UnitMap
 from graphnet.ir.layout import atom, const, join, times
 from graphnet.testing import (
     check_functor,
     check_laws,
+    check_lowering,
     check_permutation,
     check_round_trip,
     edits,
@@ -140,3 +142,58 @@ def test_permuting_a_group_changes_nothing_but_order(data: st.DataObject) -> Non
     group = data.draw(st.sampled_from(sorted(n for n, g in graph.groups.items() if g.frozen is None)))
     order = data.draw(st.permutations(range(graph.groups[group].size)))
     check_permutation(net, group, order, *sample(graph, 7))
+
+
+@given(st.data())
+def test_a_whole_transaction_moves_once_what_step_by_step_would_move(data: st.DataObject) -> None:
+    """Blocks written between maps are carried through the later ones."""
+    sizes = {"A": data.draw(st.integers(1, 4)), "B": data.draw(st.integers(1, 3))}
+    dims = [data.draw(layouts(("A", "B"), depth=1)) for _ in range(2)]
+    base = torch.arange(1.0, 1.0 + np.prod([d.size(sizes) for d in dims])).reshape([d.size(sizes) for d in dims])
+    maps, eager, mark = Maps(dict(sizes)), base.clone(), 100.0
+    staged = Staged(base, dims, maps, 0.5)
+    for _ in range(data.draw(st.integers(1, 4))):
+        if data.draw(st.booleans()):
+            index = [
+                np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True)))
+                if data.draw(st.booleans())
+                else None
+                for n in eager.shape
+            ]
+            shape = [n if at is None else at.size for n, at in zip(eager.shape, index, strict=True)]
+            value = torch.arange(mark, mark + np.prod(shape)).reshape(shape)
+            mark += 100.0
+            staged.write(index, value)
+            write_block(eager, index, value)
+        else:
+            step = data.draw(unit_maps(sizes))
+            eager = move(eager, dims, {g: m.source for g, m in step.items()}, sizes, newborn=0.5).clone()
+            staged.advance(step, sizes)
+            maps.advance(step)
+            sizes = {group: one.new for group, one in step.items()}
+        if data.draw(st.booleans()):
+            assert torch.equal(staged.value(), eager)
+    assert torch.equal(staged.value(), eager)
+    assert torch.equal(base, torch.arange(1.0, 1.0 + base.numel()).reshape(base.shape))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        gn.transformer(7, width=8, depth=1, heads=4, kv_heads=2, context=6, norm="rms"),
+        gn.transformer(7, width=8, depth=1, heads=2, context=6, tied=True),
+        gn.convnet((2, 4, 4), channels=(12,), hidden=(5,), norm="group"),
+        gn.resnet((2, 4, 4), stages=(3, 4), blocks=1, classes=3),
+    ],
+    ids=["grouped-queries", "tied", "group-norm", "residual"],
+)
+def test_every_group_of_a_graph_can_be_grown_and_pruned(graph: gn.Graph) -> None:
+    for group in (name for name, group in graph.groups.items() if group.frozen is None):
+        net = random_network(graph, 0)
+        for _ in range(2):
+            with net.edit() as edit:
+                edit.grow(group, 2, init="copy-std")
+            check_lowering(net)  # attention keeps the scale that it was built with
+            with net.edit() as edit:
+                edit.prune(group, lowest=1, score="random")
+            check_lowering(net)

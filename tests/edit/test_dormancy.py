@@ -1,4 +1,4 @@
-"""METHODS 2: dormant units of a masked backbone leave and come back as they were, and scores read what they would do."""
+"""METHODS 2: dormant units leave and come back as they were, and scores read what they would do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 import graphnet as gn
 from graphnet.edit.operators.dormancy import score_dormant
 from graphnet.edit.plan import Plan
-from graphnet.testing import check_bits, check_close, check_lowering, graphs, random_network, sample, wave_loss
+from graphnet.testing import check_bits, check_close, check_lowering, graphs, random_network, sample, train, wave_loss
 
 
 def backbone(seed: int = 0) -> gn.Network:
@@ -24,7 +24,9 @@ def weights(net: gn.Network) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
-def dense_forward(tensors: dict[str, Tensor], x: Tensor, masks: dict[str, Tensor], open_: str = "") -> dict[str, Tensor]:
+def dense_forward(
+    tensors: dict[str, Tensor], x: Tensor, masks: dict[str, Tensor], open_: str = ""
+) -> dict[str, Tensor]:
     """The masked backbone by hand: h = act(z) * m for every layer; the mask of ``open_`` is applied after recording."""
     found, h = {}, x
     for layer in ("fc1", "fc2", "fc3"):
@@ -184,6 +186,23 @@ def test_live_weights_train_on_while_others_are_dormant() -> None:
     assert net.graph.groups["fc1"].ids == tuple(range(8))
     assert torch.equal(net.fc1.weight[[1, 5]], dormant)
     assert torch.equal(net.fc1.weight[[0, 2, 3, 4, 6, 7]], live)
+
+
+def test_a_unit_that_retires_later_comes_back_as_it_was_then() -> None:
+    net = backbone()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.attach(optimizer)
+    with net.edit() as edit:
+        edit.retire("fc1", units=[1])
+    train(net, optimizer, 2)
+    at = net.graph.groups["fc1"].ids.index(5)
+    row, column = net.fc1.weight[at].detach().clone(), net.fc2.weight[:, at].detach().clone()
+    with net.edit() as edit:
+        edit.retire("fc1", units=[5])
+    with net.edit() as edit:
+        edit.recruit("fc1", units=[5])
+    assert torch.equal(net.fc1.weight[at], row)
+    assert torch.equal(net.fc2.weight[:, at], column)
 
 
 def test_dormant_units_follow_growth_and_pruning_of_their_neighbours() -> None:

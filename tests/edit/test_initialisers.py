@@ -164,7 +164,7 @@ def test_incumbents_keep_their_gradients_when_newborns_are_silent(data: st.DataO
     before = gradients(net, *inputs)
     with net.edit() as edit:
         born = edit.grow(group, 2, preserves="function")
-    after = {name: parameter for name, parameter in gradients(net, *inputs).items()}
+    after = gradients(net, *inputs)
     largest = max(float(tensor.abs().max()) for tensor in before.values())
     for name, parameter in net.named_parameters():
         parameter.grad = after[name]
@@ -322,9 +322,7 @@ def test_gradmax_between_convolutions(padding: int, loss: Any, tolerance: float)
     output = net(x)
     (delta,) = torch.autograd.grad(loss(output), output)
     spanning = torch.nn.grad.conv2d_weight(x, (4, 2, 5, 5), delta, padding=2 * padding)
-    taps = [
-        spanning[:, :, u : u + 3, v : v + 3].permute(1, 0, 2, 3).reshape(2, -1) for u in range(3) for v in range(3)
-    ]
+    taps = [spanning[:, :, u : u + 3, v : v + 3].permute(1, 0, 2, 3).reshape(2, -1) for u in range(3) for v in range(3)]
     values = torch.linalg.svdvals(torch.cat(taps))
     norm = float(net.two.weight.detach().transpose(0, 1).reshape(3, -1).norm(dim=1).mean())
     with net.edit() as edit:

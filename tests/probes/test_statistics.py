@@ -193,7 +193,7 @@ def test_groups_are_those_that_can_change_or_those_named() -> None:
     assert set(probe(net, batch, F.cross_entropy, groups="fc1").groups) == {"fc1"}
 
 
-def test_a_frozen_group_is_probed_only_when_named() -> None:
+def test_a_frozen_group_is_left_out() -> None:
     ops = [
         {"name": "fc1", "op": "linear", "inputs": ["x"], "out": 16},
         {"name": "image", "op": "reshape", "inputs": ["fc1"], "shape": [1, 4, 4]},
@@ -204,11 +204,12 @@ def test_a_frozen_group_is_probed_only_when_named() -> None:
     graph = load({"kind": "architecture", "schema_version": 1, "name": "slides", "inputs": {"x": {"shape": [192]}},
                   "ops": ops, "outputs": ["head"]})  # fmt: skip
     frozen = [name for name, group in graph.groups.items() if group.frozen is not None]
-    assert frozen
+    assert frozen  # the 4x4 positions; the image's one channel stays free
     net = network(graph)
     batch = IMAGES.flatten(1), LABELS
-    assert set(probe(net, batch, F.cross_entropy).groups) == {"conv", "head"}
-    assert set(probe(net, batch, F.cross_entropy, groups=frozen).groups) == set(frozen)
+    assert set(probe(net, batch, F.cross_entropy).groups) == set(graph.groups) - set(frozen)
+    with pytest.raises(GraphnetError, match="no activation"):  # its place has become a fixed size
+        probe(net, batch, F.cross_entropy, groups=frozen)
 
 
 def test_ids_follow_edits() -> None:

@@ -85,7 +85,9 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
 def test_budgets_hold_at_every_prefix(data: dict[str, Any], hidden: tuple[int, int], kind: str) -> None:
     net = gn.Network(gn.mlp([3, *hidden, 2]), seed=0)
     optimizer: torch.optim.Optimizer = (
-        torch.optim.Adam(net.parameters()) if kind == "adam" else torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        torch.optim.Adam(net.parameters())
+        if kind == "adam"
+        else torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     )
     net.attach(optimizer)
     policy, budgets = load_policy(data), data["budgets"]

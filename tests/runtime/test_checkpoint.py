@@ -125,9 +125,17 @@ class Run:
         ]
         found["journal"] = [{k: v for k, v in record.items() if k != "seconds"} for record in net.history.journal()]
         found["graphs"] = [version.graph.to_document() for version in net.history]
-        found["counts"] = (self.step, attached.updates.steps, attached.updates.horizon, net._seed, self.scheduler.state_dict())
+        found["counts"] = (
+            self.step,
+            attached.updates.steps,
+            attached.updates.horizon,
+            net._seed,
+            self.scheduler.state_dict(),
+        )
         found["random"] = (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist())  # noqa: NPY002
-        return {key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for key, value in found.items()}
+        return {
+            key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for key, value in found.items()
+        }
 
     def digest(self) -> str:
         total = hashlib.sha256()
@@ -219,7 +227,12 @@ def test_every_kind_of_network_comes_back(graph: gn.Graph, tmp_path: Path) -> No
     ids = []
     for one in (net, again):  # the next edit draws the same random numbers, and the dormant unit has its weights
         with one.edit() as edit:
-            ids.append((edit.prune(groups[0], lowest=1, score="random"), edit.recruit(groups[-1], units=one.graph.groups[groups[-1]].dormant)))
+            ids.append(
+                (
+                    edit.prune(groups[0], lowest=1, score="random"),
+                    edit.recruit(groups[-1], units=one.graph.groups[groups[-1]].dormant),
+                )
+            )
     assert ids[0] == ids[1]
     assert all(torch.equal(a, again.state_dict()[key]) for key, a in net.state_dict().items())
 
@@ -314,12 +327,20 @@ def test_versions_of_other_structure_are_kept_as_documents(tmp_path: Path) -> No
 
 def test_values_of_every_kind_come_back(tmp_path: Path) -> None:
     extra = {
-        "plain": [1, -2.5, "text", None, True, 10**30], "tuple": (1, (2, [3])), "keys": {1: "a", (2, 3): "b", "!x": "c"},
+        "plain": [1, -2.5, "text", None, True, 10**30], "tuple": (1, (2, [3])),
+        "keys": {1: "a", (2, 3): "b", "!x": "c"},
         "counter": Counter({3: 2, 5: 1}), "nested": {"a": {"b": [{}, []]}}, "inf": [float("inf"), -float("inf")],
         "scalar": np.float32(0.1), "integer": np.int16(7), "empty": (),
     }  # fmt: skip
-    arrays = {"array": np.arange(6.0).reshape(2, 3).T, "tensor": torch.randn(2, 3).t(), "bf16": torch.randn(3).bfloat16(), "nothing": torch.empty(0, 4)}
-    found = load_checkpoint(save(gn.Network(gn.mlp([2, 2])), tmp_path / "a.gn", extra=extra | arrays | {"nan": float("nan")})).extra
+    arrays = {
+        "array": np.arange(6.0).reshape(2, 3).T,
+        "tensor": torch.randn(2, 3).t(),
+        "bf16": torch.randn(3).bfloat16(),
+        "nothing": torch.empty(0, 4),
+    }
+    found = load_checkpoint(
+        save(gn.Network(gn.mlp([2, 2])), tmp_path / "a.gn", extra=extra | arrays | {"nan": float("nan")})
+    ).extra
     assert {key: found[key] for key in extra} == extra
     assert [type(found[k]) for k in ("counter", "scalar", "integer", "tuple")] == [Counter, np.float32, np.int16, tuple]
     assert np.isnan(found["nan"])
@@ -342,7 +363,7 @@ def test_values_of_every_kind_come_back(tmp_path: Path) -> None:
         ),
     ],
     ids=["multistep", "cosine", "lambda", "plateau", "onecycle", "sequential"],
-)  # fmt: skip
+)
 def test_schedulers_go_on(make: Callable[[torch.optim.Optimizer], Any], tmp_path: Path) -> None:
     def steps(scheduler: Any, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
         rates = []
@@ -457,7 +478,11 @@ def test_flipped_bits_are_found(whole: Path, tmp_path: Path) -> None:
     content = whole.read_bytes()
     header = int.from_bytes(content[:8], "little") + 8
     chance = random.Random(1)
-    places = [*range(8), *(chance.randrange(header) for _ in range(250)), *(chance.randrange(len(content)) for _ in range(250))]
+    places = [
+        *range(8),
+        *(chance.randrange(header) for _ in range(250)),
+        *(chance.randrange(len(content)) for _ in range(250)),
+    ]
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << chance.randrange(8)
@@ -526,18 +551,26 @@ def sealed_header(header: dict[str, Any], data: bytes, **metadata: str) -> bytes
         ("no format version", sealed_header({}, b"", format_version="one")),
         ("no document", sealed_header({}, b"")),
         ("cannot be read", sealed_header({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 4]}}, b"1234")),
-        ("cannot be read", sealed_header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234")),
+        (
+            "cannot be read",
+            sealed_header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"),
+        ),
         ("truncated", sealed_header({"a": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}}, b"1234")),
         ("cannot be read", sealed_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, b"")),
         ("cannot be read", sealed_header({"a": 3}, b"")),
         ("cannot be read", sealed_header({"document": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, b"[NaN")),
-        ("cannot be read", sealed_header({"document": {"dtype": "U8", "shape": [200_000], "data_offsets": [0, 200_000]}}, b"[" * 200_000)),
+        (
+            "cannot be read",
+            sealed_header(
+                {"document": {"dtype": "U8", "shape": [200_000], "data_offsets": [0, 200_000]}}, b"[" * 200_000
+            ),
+        ),
         ("not a mapping", sealed_header({"document": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, b"[]")),
         ("problem", sealed_header({"document": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, b"{}")),
         ("no checkpoint", (2**62).to_bytes(8, "little") + b"x" * 100),
         ("truncated", (99_000_000).to_bytes(8, "little") + b"x" * 100),
     ],
-)  # fmt: skip
+)
 def test_claims_that_the_file_does_not_hold_are_refused(message: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_bytes(content, tmp_path)
@@ -556,7 +589,10 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
     "state missing": ("lacks the tensor 'value/", lambda t, d: t.pop(next(n for n in t if n.startswith("value/")))),
     "reserve missing": ("lacks the tensor 'reserve", lambda t, d: t.pop("reserve/fc2.bias")),
     "birth missing": ("lacks the tensor 'birth", lambda t, d: t.pop(next(n for n in t if n.startswith("birth/")))),
-    "reserve unlisted": ("dormant units are missing", lambda t, d: (d["reserve"].remove("fc2.bias"), t.pop("reserve/fc2.bias"))),
+    "reserve unlisted": (
+        "dormant units are missing",
+        lambda t, d: (d["reserve"].remove("fc2.bias"), t.pop("reserve/fc2.bias")),
+    ),
     "shape": ("shape", lambda t, d: t.update({"tensor/fc1.bias": torch.zeros(3)})),
     "dtype": ("is to be trained", lambda t, d: t.update({"tensor/fc1.bias": t["tensor/fc1.bias"].long()})),
     "stray": ("belong to nothing", lambda t, d: t.update({"tensor/extra": torch.zeros(3)})),
@@ -572,9 +608,15 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
     "version missing": ("does not follow", lambda t, d: d["versions"].pop(2)),
     "last version missing": ("shape", lambda t, d: d["versions"].pop()),
     "ids": ("do not lie below", lambda t, d: d["versions"][1]["groups"]["fc1"].update(ids=[[0, 900]])),
-    "many ids": ("claims more than", lambda t, d: d["versions"][1]["groups"]["fc1"].update(ids=[[0, 2**50]], next_id=2**52)),
+    "many ids": (
+        "claims more than",
+        lambda t, d: d["versions"][1]["groups"]["fc1"].update(ids=[[0, 2**50]], next_id=2**52),
+    ),
     "ids twice": ("twice", lambda t, d: d["versions"][1]["groups"]["fc1"].update(ids=[[0, 5], [5, 6]])),
-    "no group": ("no unit group", lambda t, d: d["versions"][1]["groups"].update(fc9=d["versions"][1]["groups"]["fc1"])),
+    "no group": (
+        "no unit group",
+        lambda t, d: d["versions"][1]["groups"].update(fc9=d["versions"][1]["groups"]["fc1"]),
+    ),
     "huge layer": ("units", lambda t, d: _graph(d)["ops"][0].update(out=10**12)),
     "unknown op": ("op", lambda t, d: _graph(d)["ops"][0].update(op="os.system")),
     "op name": ("cannot be built", lambda t, d: d.update(json.loads(json.dumps(d).replace("act1", "forward")))),
@@ -583,11 +625,14 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
     "unhashable": ("does not write", lambda t, d: d["extra"].update(a={"!dict": [[[1], 2]]})),
     "state of another": ("does not hold", lambda t, d: d["optimizers"][0]["groups"][0]["params"].pop()),
     "param twice": ("twice", lambda t, d: d["optimizers"][0]["groups"][0]["params"].append("fc1.bias")),
-    "params option": ("mapping of their names", lambda t, d: d["optimizers"][0]["groups"][0]["options"].update(params=[1])),
+    "params option": (
+        "mapping of their names",
+        lambda t, d: d["optimizers"][0]["groups"][0]["options"].update(params=[1]),
+    ),
     "birth dim": ("dimension 7", lambda t, d: d["optimizers"][0]["births"][0].update(dim=7)),
     "step": ("steps|operator", lambda t, d: d["versions"][1].update(steps=[{"operator": 3}])),
     "channels last": ("dimensions", lambda t, d: d["channels_last"].append("tensor/fc1.weight")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORGERIES)
@@ -614,7 +659,22 @@ def test_no_document_raises_anything_but_a_checkpoint_error(whole: Path, tmp_pat
     rng = document["rng"]
     tensors = {name: t for name, t in tensors.items() if f'"{name}"' not in json.dumps(rng)}
     chance = random.Random(5)
-    strange = [None, -1, 0, 2**70, 1.5, "", "x", "fc1.bias", [], {}, [[]], True, {"!tensor": "tensor/fc1.bias"}, {"!float": []}]
+    strange = [
+        None,
+        -1,
+        0,
+        2**70,
+        1.5,
+        "",
+        "x",
+        "fc1.bias",
+        [],
+        {},
+        [[]],
+        True,
+        {"!tensor": "tensor/fc1.bias"},
+        {"!float": []},
+    ]
     refused = 0
     for _ in range(300):
         changed = json.loads(text)

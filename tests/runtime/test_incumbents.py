@@ -75,7 +75,11 @@ def test_survivors_keep_every_bit_and_their_next_update(data: st.DataObject) -> 
     places = {}
     for name in graph.tensors:
         places[name] = at(net, name, shared, old), at(net, name, shared, net.graph)
-        for key in (name, f"grad {name}", *(f"state 0 {name} {s}" for s in ("momentum_buffer", "exp_avg", "exp_avg_sq"))):
+        for key in (
+            name,
+            f"grad {name}",
+            *(f"state 0 {name} {s}" for s in ("momentum_buffer", "exp_avg", "exp_avg_sq")),
+        ):
             if key in before:
                 assert torch.equal(block(before[key], places[name][0]), block(after[key], places[name][1])), key
     generator = torch.Generator().manual_seed(0)
@@ -136,8 +140,6 @@ def test_growth_is_unmasking_and_pruning_is_masking(
             with torch.no_grad():
                 for name in net.graph.tensors:
                     if not wide.graph.tensors[name].buffer:
-                        wide.tensor(name).copy_(net.tensor(name))
-                    elif name in wide.graph.users[group]:
                         wide.tensor(name).copy_(net.tensor(name))
             if build is conv:  # statistics of masked channels ran on; a newborn's are fresh
                 wide.norm_c2.running_mean[first:] = 0.0

@@ -178,9 +178,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
         (("kind",), "policy", "at kind: found 'policy'; expected 'experiment'"),
     ],
 )
-def test_errors_name_the_place_and_what_was_expected(
-    path: tuple[str | int, ...], value: Any, line: str
-) -> None:
+def test_errors_name_the_place_and_what_was_expected(path: tuple[str | int, ...], value: Any, line: str) -> None:
     text = message(path, value)
     assert line in text
     assert text.count("\n  at ") <= 1
@@ -195,9 +193,7 @@ JUNK = st.one_of(
     st.sampled_from(["", "mlp", "grow", "neutral", "sgd", "\ud800", "x" * 300]),
     st.text(max_size=5),
     st.lists(st.floats() | st.text(max_size=2), max_size=3),
-    st.dictionaries(
-        st.sampled_from(["name", "builder", "method", "path", "x"]), st.text(max_size=3), max_size=3
-    ),
+    st.dictionaries(st.sampled_from(["name", "builder", "method", "path", "x"]), st.text(max_size=3), max_size=3),
     st.dictionaries(st.integers(), st.none(), max_size=1),
 )
 
@@ -208,9 +204,7 @@ def test_a_mutated_experiment_is_valid_or_a_schema_error(data: st.DataObject) ->
     for _ in range(data.draw(st.integers(1, 3))):
         at: Any = mutated
         for _ in range(data.draw(st.integers(0, 4))):
-            inner = [
-                v for v in (at.values() if isinstance(at, dict) else at) if isinstance(v, (dict, list)) and v
-            ]
+            inner = [v for v in (at.values() if isinstance(at, dict) else at) if isinstance(v, (dict, list)) and v]
             if not inner:
                 break
             at = data.draw(st.sampled_from(inner))

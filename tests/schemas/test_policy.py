@@ -256,9 +256,7 @@ RULE = ("rules", 0)
         (("kind",), "polcy", "at kind: found 'polcy'; expected 'policy'"),
     ],
 )
-def test_errors_name_the_place_and_what_was_expected(
-    path: tuple[str | int, ...], value: Any, line: str
-) -> None:
+def test_errors_name_the_place_and_what_was_expected(path: tuple[str | int, ...], value: Any, line: str) -> None:
     text = message((path, value))
     assert line in text
     assert "too_short" not in text
@@ -281,14 +279,10 @@ JUNK = st.one_of(
     st.integers(),
     st.just(10**400),
     st.floats(),
-    st.sampled_from(
-        ["", "op", "grow", "src -> dst", "h ~> a", "constant", "\ud800", "{}", "x" * 300, math.nan]
-    ),
+    st.sampled_from(["", "op", "grow", "src -> dst", "h ~> a", "constant", "\ud800", "{}", "x" * 300, math.nan]),
     st.text(max_size=5),
     st.lists(st.integers(), max_size=3),
-    st.dictionaries(
-        st.sampled_from(["kind", "do", "name", "args", "value", "x"]), st.text(max_size=3), max_size=3
-    ),
+    st.dictionaries(st.sampled_from(["kind", "do", "name", "args", "value", "x"]), st.text(max_size=3), max_size=3),
     st.dictionaries(st.integers(), st.none(), max_size=1),
 )
 
@@ -299,9 +293,7 @@ def mutated(draw: st.DrawFn, base: dict[str, Any]) -> dict[str, Any]:
     for _ in range(draw(st.integers(1, 3))):
         at: Any = data
         for _ in range(draw(st.integers(0, 6))):
-            inner = [
-                v for v in (at.values() if isinstance(at, dict) else at) if isinstance(v, (dict, list)) and v
-            ]
+            inner = [v for v in (at.values() if isinstance(at, dict) else at) if isinstance(v, (dict, list)) and v]
             if not inner:
                 break
             at = draw(st.sampled_from(inner))

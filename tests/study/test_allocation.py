@@ -78,9 +78,7 @@ def test_neutral_targets_are_within_one_unit_of_the_share(
 
 
 @given(layers(), st.integers(2, 9))
-def test_scaling_every_bias_changes_nothing(
-    case: tuple[list[int], list[int], float, list[float]], factor: int
-) -> None:
+def test_scaling_every_bias_changes_nothing(case: tuple[list[int], list[int], float, list[float]], factor: int) -> None:
     widths, masses, compactness, bias = case
     tenths = [round(b * 10) for b in bias]
     assert targets(widths, masses, compactness, tenths) == targets(
@@ -97,9 +95,7 @@ def test_scaling_every_bias_changes_nothing(
         ("ends-skewed", (1.2, 0.6, 1.2), (1.2,), (1.2, 0.6, 0.6, 1.2)),
     ],
 )
-def test_named_biases(
-    name: str, three: tuple[float, ...], one: tuple[float, ...], four: tuple[float, ...]
-) -> None:
+def test_named_biases(name: str, three: tuple[float, ...], one: tuple[float, ...], four: tuple[float, ...]) -> None:
     assert bias_weights(name, 3) == three
     assert bias_weights(name, 1) == one
     assert bias_weights(name, 4) == four
@@ -132,12 +128,8 @@ def test_seed_is_a_tenth_at_least_one_and_never_above_the_target() -> None:
         seed_widths([10], [5], share=0)
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 400), st.integers(0, 400)), min_size=1, max_size=4), st.integers(1, 40)
-)
-def test_growth_never_shrinks_ends_at_the_target_and_is_even(
-    pairs: list[tuple[int, int]], cycles: int
-) -> None:
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 400)), min_size=1, max_size=4), st.integers(1, 40))
+def test_growth_never_shrinks_ends_at_the_target_and_is_even(pairs: list[tuple[int, int]], cycles: int) -> None:
     seed, final = [s for s, _ in pairs], [s + extra for s, extra in pairs]
     rows = interpolate(seed, final, cycles)
     assert len(rows) == cycles
@@ -156,9 +148,7 @@ def test_interpolate_refuses_a_seed_above_the_target() -> None:
 
 
 @given(st.integers(0, 600), st.integers(0, 600), st.integers(1, 30))
-def test_pruning_reaches_the_target_at_the_last_cycle_in_even_steps(
-    full: int, target: int, cycles: int
-) -> None:
+def test_pruning_reaches_the_target_at_the_last_cycle_in_even_steps(full: int, target: int, cycles: int) -> None:
     active, steps = full, []
     for cycle in range(cycles):
         steps.append(prune_schedule(active, target, cycle, cycles))

@@ -62,9 +62,7 @@ def standardised(x: np.ndarray, train: np.ndarray) -> Tensor:
     return torch.from_numpy((x - mean) / deviation).float()
 
 
-def assert_holds(
-    data: Dataset, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> None:
+def assert_holds(data: Dataset, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> None:
     torch.testing.assert_close(data.train_x, standardised(train[0], train[0]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(data.test_x, standardised(test[0], train[0]), rtol=1e-5, atol=1e-5)
     assert data.train_y.tolist() == train[1].tolist()
@@ -145,9 +143,7 @@ def test_a_name_is_registered_once() -> None:
 
 
 @pytest.mark.parametrize("library", ["sklearn", "pyarrow"])
-def test_a_missing_library_says_what_to_install(
-    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_says_what_to_install(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "cifar10", {"train": raw(2, (3, 32, 32)), "test": raw(2, (3, 32, 32))})
     for module in [m for m in sys.modules if m == library or m.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, module)
@@ -223,9 +219,7 @@ def write_idx(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], pac
         ("fashion-mnist", "FashionMNIST/raw"),
     ],
 )
-def test_idx_files_are_read_from_the_usual_folders(
-    name: str, folder: str, packed: bool, tmp_path: Path
-) -> None:
+def test_idx_files_are_read_from_the_usual_folders(name: str, folder: str, packed: bool, tmp_path: Path) -> None:
     parts = {"train": raw(20, (1, 5, 4), seed=1), "test": raw(10, (1, 5, 4), seed=2)}
     root = tmp_path / "root"
     write_idx(root / folder, parts, packed)
@@ -313,9 +307,7 @@ def cifar_parts(classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def write_pickles(
-    folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], protocol: int, fine: bool
-) -> None:
+def write_pickles(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], protocol: int, fine: bool) -> None:
     folder.mkdir(parents=True)
     files = (
         {"train": ["train"], "test": ["test"]}
@@ -327,9 +319,7 @@ def write_pickles(
     )
     for part, names in files.items():
         x, y = parts[part]
-        for name, xs, ys in zip(
-            names, np.array_split(x, len(names)), np.array_split(y, len(names)), strict=True
-        ):
+        for name, xs, ys in zip(names, np.array_split(x, len(names)), np.array_split(y, len(names)), strict=True):
             content = {b"data": xs.reshape(len(xs), -1), b"fine_labels" if fine else b"labels": ys.tolist()}
             if fine:
                 content[b"coarse_labels"] = [0] * len(ys)
@@ -555,9 +545,7 @@ def write_parquet(
     for part, (x, y) in parts.items():
         pieces = zip(np.array_split(x, shards), np.array_split(y, shards), strict=True)
         for i, piece in enumerate(pieces):
-            pq.write_table(
-                image_table(piece, label, form), folder / f"{part}-{i:05d}-of-{shards:05d}.parquet"
-            )
+            pq.write_table(image_table(piece, label, form), folder / f"{part}-{i:05d}-of-{shards:05d}.parquet")
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -619,9 +607,7 @@ def bad_tables() -> dict[str, tuple[pa.Table, str]]:
             "row 0 is not a readable",
         ),
         "another format": (
-            pa.table(
-                {"img": [rows[0], {"bytes": image_bytes(x[1], "BMP"), "path": ""}], "label": y.tolist()}
-            ),
+            pa.table({"img": [rows[0], {"bytes": image_bytes(x[1], "BMP"), "path": ""}], "label": y.tolist()}),
             "row 1 is not a readable JPEG or PNG",
         ),
         "another size": (

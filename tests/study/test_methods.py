@@ -12,6 +12,7 @@ import torch
 from graphnet.errors import EditError
 from graphnet.ir.builders import mlp
 from graphnet.runtime.network import Network
+from graphnet.schemas.base import read_document
 from graphnet.schemas.experiment import Experiment
 from graphnet.study.allocation import interpolate, prune_schedule
 from graphnet.study.cells import cells_of
@@ -22,6 +23,12 @@ from graphnet.study.training import CellTraining, load_data, run_cell
 Small = Callable[..., dict[str, Any]]
 FULL = {"fc1": 24, "fc2": 16}
 TARGETS = {"fc1": 12, "fc2": 8}
+
+
+@pytest.fixture
+def small() -> Small:
+    """Return a function that gives a small study, with some of its entries replaced."""
+    return lambda **changes: read_document(Path(__file__).with_name("small.yaml")) | changes
 
 
 def trained(tmp_path: Path, study: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +62,8 @@ def of(records: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
 def test_dense_keeps_every_unit(tmp_path: Path, small: Small) -> None:
     records = trained(tmp_path, small(methods=[{"method": "dense"}]))
     assert widths(records) == [FULL] * 3
-    assert not of(records, kind="edit") and not of(records, kind="probe")
+    assert not of(records, kind="edit")
+    assert not of(records, kind="probe")
 
 
 def test_prune_follows_the_schedule_to_the_targets(tmp_path: Path, small: Small) -> None:
@@ -64,7 +72,8 @@ def test_prune_follows_the_schedule_to_the_targets(tmp_path: Path, small: Small)
     for cycle in range(3):
         size = {g: n - prune_schedule(n, TARGETS[g], cycle, 3) for g, n in size.items()}
         expected.append(size)
-    assert widths(records) == expected and expected[-1] == TARGETS
+    assert widths(records) == expected
+    assert expected[-1] == TARGETS
     exits = of(records, kind="probe", moment="exit", group="fc1")
     assert [(r["newborns"], r["incumbents"], r["cohorts"]) for r in exits] == [
         (20, 4, "kept/pruned"), (16, 4, "kept/pruned"), (12, 4, "kept/pruned"),
@@ -130,7 +139,8 @@ def test_a_recruit_comes_back_with_its_initial_weights(tmp_path: Path, small: Sm
     cell._event(1)
     live = cell.net.graph.groups["fc1"].ids
     born = [unit for unit in live if unit not in before]
-    assert born == sorted(cell.at.born["fc1"]) and born
+    assert born == sorted(cell.at.born["fc1"])
+    assert born
     at = [live.index(unit) for unit in born]
     assert torch.equal(cell.net.fc1.weight[at], initial[born])  # type: ignore[union-attr, index]
     cell.close()
@@ -162,7 +172,8 @@ def test_interventions_reach_the_newborns(tmp_path: Path, small: Small) -> None:
     assert sorted(set(rates.tolist())) == [1.0, 5.0]
     moments = cell.optimizer.state[cell.net.fc1.weight]  # type: ignore[union-attr, index]
     at = [cell.net.graph.groups["fc1"].ids.index(unit) for unit in cell.at.born["fc1"]]
-    assert bool(moments["exp_avg_sq"][at].any()) and not bool(moments["exp_avg"][at].any())
+    assert bool(moments["exp_avg_sq"][at].any())
+    assert not bool(moments["exp_avg"][at].any())
     cell.close()
 
 

@@ -63,9 +63,7 @@ def test_welch_agrees_with_scipy(first: list[float], second: list[float]) -> Non
     assert mirrored.p == pytest.approx(result.p)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([0.1] * 3, [0.7] * 5)]
-)
+@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([0.1] * 3, [0.7] * 5)])
 def test_welch_without_spread_or_with_one_run_gives_no_p(first: list[float], second: list[float]) -> None:
     result = welch_test(first, second)
     assert (result.t, result.degrees, result.p) == (None, None, None)
@@ -73,9 +71,7 @@ def test_welch_without_spread_or_with_one_run_gives_no_p(first: list[float], sec
 
 
 def test_one_constant_sample_is_enough_spread() -> None:
-    assert welch_test([0.5, 0.5], [0.1, 0.2, 0.3]).p == pytest.approx(
-        0.0351, abs=1e-4
-    )  # t = 5.196 on 2 degrees
+    assert welch_test([0.5, 0.5], [0.1, 0.2, 0.3]).p == pytest.approx(0.0351, abs=1e-4)  # t = 5.196 on 2 degrees
 
 
 def test_measures_of_one_task() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
@@ -125,11 +127,11 @@ def _directions(newborns: Newborns, producer: Block, consumer: Block) -> Tensor:
     assert isinstance(two, Conv2d)
     (a, b), (c, d) = one.kernel_sizes(), two.kernel_sizes()
     span = (a + c - 1, b + d - 1)
-    gradient = conv2d_weight(
+    spanning: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
         h, (delta.shape[1], h.shape[1], *span), delta, stride=1, padding=one.padding + two.padding
     )
     # newborn kernel tap (i, u) meets outgoing tap (o, v) in the spanning kernel at u + v
-    windows = gradient.unfold(2, c, 1).unfold(3, d, 1)  # [o, i, a, b, c, d]
+    windows = spanning.unfold(2, c, 1).unfold(3, d, 1)  # [o, i, a, b, c, d]
     matrix = windows.permute(1, 2, 3, 0, 4, 5).reshape(h.shape[1] * a * b, delta.shape[1] * c * d)
     right: Tensor = torch.linalg.svd(matrix, full_matrices=False).Vh
     return right
@@ -138,7 +140,7 @@ def _directions(newborns: Newborns, producer: Block, consumer: Block) -> Tensor:
 def _passed(op: Op, height: Tensor) -> Tensor:
     """A newborn's constant activation after one more op, in evaluation mode; its norm slots are the identity."""
     if isinstance(op, BatchNorm):
-        return height / (1.0 + op.eps) ** 0.5
+        return height / sqrt(1.0 + op.eps)
     if isinstance(op, RandSmoothLeaky):
         slope = 0.5 * (op.lower + op.upper)
         return slope * height + (1.0 - slope) * height * torch.sigmoid(op.c * height / op.p)

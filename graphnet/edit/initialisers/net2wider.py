@@ -58,7 +58,9 @@ def net2wider(
         value = block.donor_values()
         if noise and block.holder.role == "write" and block.holder.kind != "bias":
             deviation = float(block.incumbent_values().double().std(correction=0))
-            value = value + noise * deviation * torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value)
+            value = value + noise * deviation * torch.randn(value.shape, generator=generator, dtype=value.dtype).to(
+                value
+            )
         block.write(value)
     shared = np.flatnonzero(newborns.shares != 1.0)
     for holder in newborns.plan.holders(newborns.group.name, roles=("read",)):

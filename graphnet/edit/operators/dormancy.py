@@ -92,7 +92,9 @@ def recruit(
         arguments["state_options"] = dict(state_options)
     if speed is not None:
         arguments["speed"] = list(speed)
-    plan.steps.append(Step("recruit", before.name, arguments, chosen, (), "none", "units come back with their weights", True))
+    plan.steps.append(
+        Step("recruit", before.name, arguments, chosen, (), "none", "units come back with their weights", True)
+    )
     return chosen
 
 

@@ -79,7 +79,9 @@ def choose(
         )
     values: Tensor = SCORES.call(score, Scoring(plan, group, batch, loss), **(options or {}))
     if tuple(values.shape) != (group.size,):
-        raise EditError(f"score {score!r} gave shape {tuple(values.shape)} for the {group.size} units of {group.name!r}")
+        raise EditError(
+            f"score {score!r} gave shape {tuple(values.shape)} for the {group.size} units of {group.name!r}"
+        )
     if bool(torch.isnan(values).any()):
         raise EditError(f"score {score!r} is not a number for some units of {group.name!r}: check data and weights")
     return tuple(group.ids[position] for position in sorted(lowest_first(plan, values)[:count].tolist()))

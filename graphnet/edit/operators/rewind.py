@@ -33,7 +33,9 @@ def rewind(
         if clear_state and not spec.buffer:
             plan.cleared.extend((optimizer, name) for optimizer in plan.host.optimizers_of(name))
     label = None if groups is None else groups if isinstance(groups, str) else ", ".join(groups)
-    plan.steps.append(Step("rewind", label, {"version": snapshot.graph.version}, (), (), "none", "values of a snapshot"))
+    plan.steps.append(
+        Step("rewind", label, {"version": snapshot.graph.version}, (), (), "none", "values of a snapshot")
+    )
     return names
 
 
@@ -71,4 +73,3 @@ def _positions(plan: Plan, snapshot: Snapshot, spec: TensorSpec) -> list[IndexAr
             sizes[key] = then.size
         index.append(layout.index(sources, sizes) if sources else None)
     return index
-

@@ -127,9 +127,7 @@ class TextDataset(Dataset):
         values = ids.flatten().tolist() if isinstance(ids, Tensor) else list(ids)
         wrong = [value for value in values if not 0 <= value < len(self.vocabulary)]
         if wrong:
-            raise DataError(
-                f"character id {wrong[0]} is outside the vocabulary 0..{len(self.vocabulary) - 1}"
-            )
+            raise DataError(f"character id {wrong[0]} is outside the vocabulary 0..{len(self.vocabulary) - 1}")
         return "".join(self.vocabulary[value] for value in values)
 
     def blocks(self, length: int, part: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
@@ -236,8 +234,7 @@ def blocks(ids: Tensor, length: int, part: str) -> tuple[Tensor, Tensor]:
     windows = (len(ids) - 1) // length
     if windows < 1:
         raise DataError(
-            f"the {part} part has {len(ids)} characters, too few for one window of {length} "
-            "and the character after it"
+            f"the {part} part has {len(ids)} characters, too few for one window of {length} and the character after it"
         )
     stop = windows * length
     return ids[:stop].reshape(windows, length), ids[1 : stop + 1].reshape(windows, length)
@@ -246,9 +243,7 @@ def blocks(ids: Tensor, length: int, part: str) -> tuple[Tensor, Tensor]:
 def _check_limits(*limits: object) -> None:
     for option, limit in zip(("limit_train", "limit_test"), limits, strict=True):
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise DataError(
-                f"option {option!r} must be a whole number of at least 1, or None for all; got {limit!r}"
-            )
+            raise DataError(f"option {option!r} must be a whole number of at least 1, or None for all; got {limit!r}")
 
 
 def _check_share(option: str, share: object) -> None:

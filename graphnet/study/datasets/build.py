@@ -74,9 +74,7 @@ def build_images(
         if limit is not None and limit < len(y):
             chosen = stratified_indices(y, limit, options.seed)
             parts[part] = (x[chosen], y[chosen])
-    fingerprint = _fingerprint(
-        {f"{part}_{key}": t for part in parts for key, t in zip("xy", parts[part], strict=True)}
-    )
+    fingerprint = _fingerprint({f"{part}_{key}": t for part in parts for key, t in zip("xy", parts[part], strict=True)})
     mean, deviation = _channel_statistics(parts["train"][0])
     ready = {part: (x.to(torch.float32).sub_(mean).div_(deviation), y) for part, (x, y) in parts.items()}
     validation = ready.get("validation")
@@ -141,15 +139,12 @@ def build_text(name: str, text: str, source: str, options: TextOptions) -> TextD
 def _check_part(name: str, part: str, x: Tensor, y: Tensor, classes: int) -> None:
     if x.dtype != torch.uint8 or x.dim() != 4:
         raise DataError(
-            f"dataset {name!r}: {part} images must be uint8 [n, channels, height, width], "
-            f"got {x.dtype} {list(x.shape)}"
+            f"dataset {name!r}: {part} images must be uint8 [n, channels, height, width], got {x.dtype} {list(x.shape)}"
         )
     if y.dtype != torch.int64 or y.dim() != 1:
         raise DataError(f"dataset {name!r}: {part} labels must be int64 [n], got {y.dtype} {list(y.shape)}")
     if len(x) != len(y):
-        raise DataError(
-            f"dataset {name!r}: {len(x)} {part} images but {len(y)} labels; the counts must agree"
-        )
+        raise DataError(f"dataset {name!r}: {len(x)} {part} images but {len(y)} labels; the counts must agree")
     if x.numel() == 0:
         raise DataError(f"dataset {name!r}: the {part} part is empty")
     low, high = int(y.min()), int(y.max())

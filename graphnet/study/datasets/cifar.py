@@ -86,8 +86,7 @@ def _load(family: _Family, root: Path | None, options: ImageOptions) -> Dataset:
     root = require_root(
         family.name,
         root,
-        f"{family.pickle_folder}/ (pickle), {family.binary_folder}/ (binary) "
-        f"or {family.name}/train-*.parquet",
+        f"{family.pickle_folder}/ (pickle), {family.binary_folder}/ (binary) or {family.name}/train-*.parquet",
     )
     parents = [root, *(root / folder for folder in family.folders)]
     for read in _FORMS:
@@ -96,9 +95,7 @@ def _load(family: _Family, root: Path | None, options: ImageOptions) -> Dataset:
             (train, test), source = found
             return build_images(family.name, train, test, family.classes, source, options)
     tried = "".join(f"\n  {place}" for place in _places(family, parents))
-    raise DataError(
-        f"dataset {family.name!r}: no file of it was found in any form. Tried:{tried}\n{HOW_TO_POINT}"
-    )
+    raise DataError(f"dataset {family.name!r}: no file of it was found in any form. Tried:{tried}\n{HOW_TO_POINT}")
 
 
 def _places(family: _Family, parents: list[Path]) -> list[str]:
@@ -141,25 +138,17 @@ def _read_pickle(path: Path, label_key: bytes) -> Part:
     content = load_plain_pickle(path)
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} must hold a dict with 'data' and {label_key.decode()!r}, "
-            f"found a {type(content).__name__}"
+            f"{path} must hold a dict with 'data' and {label_key.decode()!r}, found a {type(content).__name__}"
         )
     # Files written again by Python 3 have text keys.
     entries = {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
     data, labels = entries.get(b"data"), entries.get(label_key)
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != _PIXELS
-    ):
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
         raise DataError(f"{path}: 'data' must be a uint8 array [n, {_PIXELS}]")
     if isinstance(labels, np.ndarray):
         labels = labels.ravel().tolist()
     # The upper bound keeps a huge integer from overflowing the tensor; the class range is checked later.
-    if not isinstance(labels, list) or not all(
-        type(label) is int and abs(label) < 1 << 31 for label in labels
-    ):
+    if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 1 << 31 for label in labels):
         raise DataError(f"{path}: {label_key.decode()!r} must be a list of whole numbers, one for each image")
     return _pair(path, torch.from_numpy(data), torch.tensor(labels, dtype=torch.int64))
 

@@ -37,8 +37,7 @@ def require_root(name: str, root: Path | None, expected: str) -> Path:
     """Return `root` if it is there, else raise DataError that says what it should hold."""
     if root is None:
         raise DataError(
-            f"dataset {name!r} is read from files and no folder is named; expected in it: {expected}. "
-            f"{HOW_TO_POINT}"
+            f"dataset {name!r} is read from files and no folder is named; expected in it: {expected}. {HOW_TO_POINT}"
         )
     if not root.exists():
         raise DataError(
@@ -79,12 +78,8 @@ def locate(name: str, folders: Sequence[Path], files: Sequence[Sequence[str]]) -
             best = found
     missing = [spellings for path, spellings in zip(best, files, strict=True) if path is None]
     tried = "".join(f"\n  {folder / spelling}" for folder in folders for spelling in missing[0])
-    others = (
-        f" (nor {len(missing) - 1} more: {', '.join(s[0] for s in missing[1:])})" if len(missing) > 1 else ""
-    )
-    raise DataError(
-        f"dataset {name!r}: the file {missing[0][0]} was not found{others}. Tried:{tried}\n{HOW_TO_POINT}"
-    )
+    others = f" (nor {len(missing) - 1} more: {', '.join(s[0] for s in missing[1:])})" if len(missing) > 1 else ""
+    raise DataError(f"dataset {name!r}: the file {missing[0][0]} was not found{others}. Tried:{tried}\n{HOW_TO_POINT}")
 
 
 def read_bytes(path: Path, open_file: Callable[[Path], Any], limit: int) -> bytes:
@@ -105,7 +100,5 @@ def read_bytes(path: Path, open_file: Callable[[Path], Any], limit: int) -> byte
                 pieces.append(piece)
                 wanted -= len(piece)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}; it may be truncated or damaged, copy it again"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error}; it may be truncated or damaged, copy it again") from error
     return b"".join(pieces)

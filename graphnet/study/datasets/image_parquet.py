@@ -126,19 +126,13 @@ def _check_columns(arrow: Any, path: Path, schema: Any, label: str) -> None:
             raise DataError(f"{path}: expected one column {column!r}, found the columns {columns}")
     image = schema.field("img").type
     position = image.get_field_index("bytes") if types.is_struct(image) else -1
-    if position < 0 or not (
-        types.is_binary(image[position].type) or types.is_large_binary(image[position].type)
-    ):
+    if position < 0 or not (types.is_binary(image[position].type) or types.is_large_binary(image[position].type)):
         raise DataError(f"{path}: column 'img' must be a struct with binary `bytes`, found {image}")
     if not types.is_integer(schema.field(label).type):
-        raise DataError(
-            f"{path}: column {label!r} must be of an integer type, found {schema.field(label).type}"
-        )
+        raise DataError(f"{path}: column {label!r} must be of an integer type, found {schema.field(label).type}")
 
 
-def _decode(
-    pictures: Any, path: Path, row: int, content: bytes | None, size: tuple[int, int]
-) -> tuple[Tensor, str]:
+def _decode(pictures: Any, path: Path, row: int, content: bytes | None, size: tuple[int, int]) -> tuple[Tensor, str]:
     if not content:
         raise DataError(f"{path}: row {row} has no image bytes")
     try:

@@ -64,15 +64,11 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             f"number 0x{magic.hex()}, found 0x{header[:4].hex()}"
         )
     if len(header) < header_size:
-        raise DataError(
-            f"{path} is truncated: its header has {len(header)} of {header_size} bytes; copy it again"
-        )
+        raise DataError(f"{path} is truncated: its header has {len(header)} of {header_size} bytes; copy it again")
     shape = struct.unpack(f">{dimensions}I", header[4:])
     expected = header_size + math.prod(shape)
     if expected > _SIZE_LIMIT:
-        raise DataError(
-            f"{path}: its header states {expected} bytes, more than the {_SIZE_LIMIT} of any such file"
-        )
+        raise DataError(f"{path}: its header states {expected} bytes, more than the {_SIZE_LIMIT} of any such file")
     content = read_bytes(path, opener, expected)
     if len(content) != expected:
         fault = "is truncated" if len(content) < expected else "has bytes past its end"
@@ -110,9 +106,7 @@ def _load(name: str, root: Path | None, folders: tuple[str, ...], options: Image
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         x, y = read_idx(images, 3), read_idx(labels, 1)
         if len(x) != len(y):
-            raise DataError(
-                f"{images} holds {len(x)} images but {labels} holds {len(y)} labels; the counts must agree"
-            )
+            raise DataError(f"{images} holds {len(x)} images but {labels} holds {len(y)} labels; the counts must agree")
         parts.append((x.unsqueeze(1), y.to(torch.int64)))
     return build_images(name, parts[0], parts[1], 10, f"IDX files in {train_images.parent.name}", options)
 

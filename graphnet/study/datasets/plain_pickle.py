@@ -110,9 +110,7 @@ def load_plain_pickle(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if size > _SIZE_LIMIT:
-            raise DataError(
-                f"{path} has {size} bytes, more than the {_SIZE_LIMIT} that a dataset file may have"
-            )
+            raise DataError(f"{path} has {size} bytes, more than the {_SIZE_LIMIT} that a dataset file may have")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
@@ -125,9 +123,7 @@ def load_plain_pickle(path: Path) -> Any:
             "integer arrays. Nothing of it was run; get the file from its original source"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything: the file is the program
-        raise DataError(
-            f"{path} is not a readable pickle ({error!r}); it may be truncated, copy it again"
-        ) from error
+        raise DataError(f"{path} is not a readable pickle ({error!r}); it may be truncated, copy it again") from error
 
 
 def _check_memo(content: bytes) -> None:

@@ -61,8 +61,7 @@ class BatchStream:
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch_size < 1:
             raise DataError(
-                "mini-batches need n >= 1 samples and batch_size >= 1, "
-                f"got n={self.n}, batch_size={self.batch_size}"
+                f"mini-batches need n >= 1 samples and batch_size >= 1, got n={self.n}, batch_size={self.batch_size}"
             )
         if self.drop_last and self.n < self.batch_size:
             raise DataError(
@@ -124,9 +123,7 @@ def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     total = len(labels)
     count = min(count, total)
     classes, sizes = torch.unique(labels, return_counts=True)
-    quotas = {
-        c: divmod(count * size, total) for c, size in zip(classes.tolist(), sizes.tolist(), strict=True)
-    }
+    quotas = {c: divmod(count * size, total) for c, size in zip(classes.tolist(), sizes.tolist(), strict=True)}
     spare = count - sum(whole for whole, _ in quotas.values())
     favoured = set(sorted(quotas, key=lambda c: (-quotas[c][1], c))[:spare])
     chosen = []

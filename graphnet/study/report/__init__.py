@@ -73,4 +73,6 @@ def _method_colours(run: Run) -> str:
     looks = styles(run.methods()).values()
     light = "".join(f"{look.colour}:{look.light};" for look in looks)
     dark = "".join(f"{look.colour}:{look.dark};" for look in looks)
-    return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n@media print{{:root{{{light}}}}}\n"
+    return (
+        f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n@media print{{:root{{{light}}}}}\n"
+    )

@@ -61,6 +61,7 @@ class Line:
     """One curve of a panel.
 
     ``kind`` is ``line``, ``step`` (a value holds since the point before) or ``marks`` (a marker at every point).
+    ``shift`` moves it along x, so that intervals at one place do not hide one another.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Line:
     style: Style
     kind: Literal["line", "step", "marks"] = "line"
     marker: str | None = None
+    shift: float = 0.0
 
 
 def styles(methods: Mapping[str, str]) -> dict[str, Style]:
@@ -148,7 +150,7 @@ def panel(
     """
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
     settings = {
         "svg.hashsalt": f"graphnet {name}", "svg.fonttype": "none", "text.parse_math": False,
@@ -159,14 +161,16 @@ def panel(
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
-            _draw(axes, line, ratio=y_log)
+            _draw(axes, line, ratio=y_log, share=percent)
+        low, high = _limits(lines, y_log)
+        axes.set_ylim((max(low, -0.01), min(high, 1.01)) if percent else (low, high))
         _dress(axes, x_label, y_label, boundaries, reference, y_log)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
         else:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
         if whole_x:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x_from_zero:
             axes.set_xlim(left=0)
         if y_from_zero:
@@ -184,17 +188,16 @@ def panel(
     return f'<figure class="panel">{svg}<figcaption>{escape(title)}</figcaption></figure>'
 
 
-def _draw(axes: Axes, line: Line, *, ratio: bool) -> None:
+def _draw(axes: Axes, line: Line, *, ratio: bool, share: bool) -> None:
     curve, style = line.curve, line.style
     marker = line.marker or (style.marker if line.kind == "marks" or len(curve.x) == 1 else None)
     where: Any = "steps-pre" if line.kind == "step" else "default"
+    x = [value + line.shift for value in curve.x]
     axes.plot(
-        curve.x, curve.y, color=style.light, linestyle=style.dash, linewidth=1.8, drawstyle=where,
+        x, curve.y, color=style.light, linestyle=style.dash, linewidth=1.8, drawstyle=where,
         marker=marker, markersize=5, solid_capstyle="round",
     )  # fmt: skip
-    known = [
-        (x, y, half) for x, y, half in zip(curve.x, curve.y, curve.half_width, strict=True) if half is not None
-    ]
+    known = [(x, y, half) for x, y, half in zip(x, curve.y, curve.half_width, strict=True) if half is not None]
     if known and any(half > 0 for _, _, half in known):
         xs, ys, halves = zip(*known, strict=True)
         if ratio:
@@ -203,6 +206,8 @@ def _draw(axes: Axes, line: Line, *, ratio: bool) -> None:
         else:
             low = [y - h for y, h in zip(ys, halves, strict=True)]
             high = [y + h for y, h in zip(ys, halves, strict=True)]
+        if share:  # no accuracy lies outside
+            low, high = [max(v, 0.0) for v in low], [min(v, 1.0) for v in high]
         if line.kind == "marks":
             axes.vlines(xs, low, high, color=style.light, linewidth=1.0, alpha=0.8)
         else:
@@ -212,7 +217,29 @@ def _draw(axes: Axes, line: Line, *, ratio: bool) -> None:
             )  # fmt: skip
     ended = [(x, y) for x, y, c in zip(curve.x, curve.y, curve.censored, strict=False) if c]
     if ended:
-        axes.plot(*zip(*ended, strict=True), linestyle="none", marker="o", markersize=8, markerfacecolor="none", color=style.light)
+        axes.plot(
+            *zip(*ended, strict=True),
+            linestyle="none",
+            marker="o",
+            markersize=8,
+            markerfacecolor="none",
+            color=style.light,
+        )
+
+
+def _limits(lines: Sequence[Line], ratio: bool) -> tuple[float, float]:
+    """Limits that show every mean; intervals may widen them by the means' range, so that means stay readable."""
+    means, ends = [], []
+    for line in lines:
+        for y, half in zip(line.curve.y, line.curve.half_width, strict=True):
+            value = math.log(y) if ratio else y
+            means.append(value)
+            ends += [value - (half or 0.0), value + (half or 0.0)]
+    low, high = min(means), max(means)
+    room = max(0.5 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-9)
+    pad = 0.04 * (high - low) + 1e-9
+    limits = max(min(ends), low - room) - pad, min(max(ends), high + room) + pad
+    return (math.exp(limits[0]), math.exp(limits[1])) if ratio else limits
 
 
 def _dress(
@@ -236,6 +263,9 @@ def _dress(
         axes.axvline(boundary, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     if reference is not None:
         value, text = reference
+        low, high = axes.get_ylim()
+        if not low <= value <= high:
+            axes.set_ylim(min(low, value), max(high, value))
         axes.axhline(value, color=_INK, linewidth=0.9, zorder=1)
         axes.annotate(
             text, (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -326,10 +356,10 @@ def picture_of(path: Path, name: str, description: str) -> str:
 
 def _matplotlib() -> Any:
     try:
-        import matplotlib
+        import matplotlib as mpl
     except ImportError as error:
         raise DataError(
             f"the report's figures need the library 'matplotlib', which cannot be imported ({error}); "
             "install it with: pip install graphnet-engine[study]"
         ) from error
-    return matplotlib
+    return mpl

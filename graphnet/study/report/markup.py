@@ -10,7 +10,8 @@ from graphnet.study.report.figures import Style, swatch
 from graphnet.study.statistics import Estimate
 
 __all__ = [
-    "DASH", "html_table", "interval", "level_name", "named", "or_dash", "percent", "points", "seconds", "si", "term",
+    "DASH", "fold", "html_table", "interval", "level_name", "named", "or_dash", "otherwise", "percent", "points",
+    "seconds", "si", "term",
 ]  # fmt: skip
 
 DASH = '<span class="none" title="not recorded">—</span>'
@@ -38,7 +39,7 @@ def seconds(value: float) -> str:
     Examples
     --------
     >>> seconds(0.0123), seconds(75), seconds(7300)
-    ('12.3 ms', '1 min 15 s', '2 h 2 min')
+    ('12.3 ms', '1 min 15 s', '2 h 1 min')
     """
     if value < 1:
         return f"{1000 * value:.3g} ms"
@@ -92,7 +93,7 @@ def html_table(
     out.append("</tr></thead><tbody>")
     for index, row in enumerate(body):
         before = body[index - 1] if index else None
-        new = before is None or head_columns > 1 and before[: head_columns - 1] != row[: head_columns - 1]
+        new = before is None or (head_columns > 1 and before[: head_columns - 1] != row[: head_columns - 1])
         out.append('<tr class="first">' if new else "<tr>")
         for column, cell in enumerate(row):
             if column >= head_columns:
@@ -129,3 +130,13 @@ def level_name(level: float) -> str:
 def or_dash(value: float | None, form: Callable[[float], str]) -> str:
     """A value in its form, or the sign for one that was not recorded."""
     return DASH if value is None else form(value)
+
+
+def fold(summary: str, html: str, *, opened: bool = False) -> str:
+    """A part that the reader opens."""
+    return f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{html}</details>"
+
+
+def otherwise(html: str, missing: str) -> str:
+    """The part, or the sentence that says what is missing."""
+    return html or f'<p class="missing">{missing}</p>'

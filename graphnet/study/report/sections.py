@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from pathlib import Path
 from typing import Literal
 
-from graphnet.errors import GraphnetError
-from graphnet.ir.document import load
 from graphnet.study.report import aggregate as numbers
-from graphnet.study.report import tables, words
-from graphnet.study.report.figures import MARKS, Line, Style, mark_sign, panel, picture_of, styles, swatch
-from graphnet.study.report.markup import html_table, level_name
-from graphnet.study.report.run import PHASES, Cell, Phase, Run
+from graphnet.study.report import pictures, tables, words
+from graphnet.study.report.figures import MARKS, Line, Style, mark_sign, panel, styles, swatch
+from graphnet.study.report.markup import fold, html_table, level_name, otherwise
+from graphnet.study.report.run import PHASES, Phase, Run
 
 __all__ = ["Section", "sections"]
 
 SIGNALS = ("activation", "gradient")
+_SHIFT = 0.05
+"""Cycles between the intervals of two curves at the same cycle."""
 _MOMENTS = {
     "post": "newborns at birth (post)", "end": "newborns at the cycle’s end (end)",
     "exit": "kept over pruned, before pruning (exit)", "survivors": "survivors, after over before pruning",
 }  # fmt: skip
 _MOST_LINES = 6
 """Above so many curves in one panel of birth parity, each moment gets its own panel."""
-_MOST_PICTURE = 1_500_000
-"""Bytes of one graph's picture; a larger one is left out of the page."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,20 @@ def sections(run: Run) -> list[Section]:
     parts: list[tuple[str, str, str]] = [
         ("about", "What was run", words.what_was_run(run)),
         ("found", "What came out", words.findings(run, tests)),
-        ("scores", "Accuracy", _or("".join(scores) and _BOLD + "".join(scores), "No training run has begun.")),
-        ("tests", "Growth against pruning", _or(table and _fold("Every test", table, opened=len(tests) <= 16), (
+        ("scores", "Accuracy", otherwise("".join(scores) and _BOLD + "".join(scores), "No training run has begun.")),
+        ("tests", "Growth against pruning", otherwise(table and fold("Every test", table, opened=len(tests) <= 16), (
             "There is nothing to test yet: no compactness has a finished grow run and a finished prune run."))),
         ("curves", "Accuracy over training", _curves(run, looks)),
-        ("equal-cost", "Accuracy at equal cost", _or(
+        ("equal-cost", "Accuracy at equal cost", otherwise(
             "".join(tables.equal_cost(run, b, looks) for b in run.backbones()),
             "Accuracy at equal cost needs finished runs with epoch records that hold flops_total.")),
         ("cost", "Cost", _costs(run, looks)),
         ("birth-parity", "Parity at birth", _birth(run, looks)),
         ("age-parity", "Parity against age", _age(run, looks)),
         ("units", "Units over time", _units(run, looks)),
-        ("graphs", "The network before and after", _graphs(run, looks)),
-        ("edits", "Every edit", _or(
-            "".join(_fold(f"Edits on {b}", table) for b in run.backbones() if (table := tables.edits(run, b, looks))),
+        ("graphs", "The network before and after", pictures.graphs(run)),
+        ("edits", "Every edit", otherwise(
+            "".join(fold(f"Edits on {b}", table) for b in run.backbones() if (table := tables.edits(run, b, looks))),
             "No edit has been recorded.")),
         ("environment", "Environment and settings", _environment(run)),
         ("measures", "What the measures mean", _measures()),
@@ -69,18 +65,11 @@ def sections(run: Run) -> list[Section]:
 
 
 _BOLD = (
-    '<p class="note">Bold: the best method at that compactness, and its difference from the runner-up has p &lt; 0.05 '
+    '<p class="note">Bold: the best method at that compactness, and its difference from the runner-up has p &lt; '
+    "0.05 "
     "(Welch). Nothing bold: no method is separated from the next. Underlined words are explained "
     '<a href="#measures">at the end</a>.</p>'
 )
-
-
-def _or(html: str, otherwise: str) -> str:
-    return html or f'<p class="missing">{otherwise}</p>'
-
-
-def _fold(summary: str, html: str, *, opened: bool = False) -> str:
-    return f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{html}</details>"
 
 
 def _legend(run: Run, looks: Mapping[str, Style], labels: Sequence[str] | None = None, extra: str = "") -> str:
@@ -107,7 +96,7 @@ def _per_level(
             panels = draw(backbone, level, f"b{b}c{k}")
             if panels:
                 summary = f"{backbone}, compactness {level_name(level)}"
-                yield _fold(summary, _grid(panels), opened=shown < opened)
+                yield fold(summary, _grid(panels), opened=shown < opened)
                 shown += 1
 
 
@@ -145,14 +134,23 @@ def _curves(run: Run, looks: Mapping[str, Style]) -> str:
                 what = "cycles" if phase == "cycle" else "ticket"
                 title = f"Test accuracy against {'epochs' if against == 'epoch' else 'training FLOPs'}, {what}"
                 alone = all(line.curve.n == 1 for line in lines)
-                text = f"{backbone}, compactness {level_name(level)}: {title}; mean over seeds. {_last(lines, unit='%')}."
+                text = (
+                    f"{backbone}, compactness {level_name(level)}: {title}; mean over seeds. {_last(lines, unit='%')}."
+                )
                 found.append(
                     panel(
-                        f"{phase}-{against}-{name}", title + (" (one seed)" if alone else ""), text, lines,
-                        x_label=x_label, y_label="Test accuracy (%)", percent=True, whole_x=against == "epoch",
+                        f"{phase}-{against}-{name}",
+                        title + (" (one seed)" if alone else ""),
+                        text,
+                        lines,
+                        x_label=x_label,
+                        y_label="Test accuracy (%)",
+                        percent=True,
+                        whole_x=against == "epoch",
                         boundaries=_boundaries(run) if against == "epoch" and phase == "cycle" else (),
-                        x_from_zero=against == "epoch", x_log_si=against == "flops_total",
-                    )  # fmt: skip
+                        x_from_zero=against == "epoch",
+                        x_log_si=against == "flops_total",
+                    )
                 )
             return found
 
@@ -160,14 +158,15 @@ def _curves(run: Run, looks: Mapping[str, Style]) -> str:
 
     cycle, ticket = ("".join(_per_level(run, draw(phase))) for phase in PHASES)
     if not cycle and not ticket:
-        return _or("", "No epoch has been recorded.")
+        return otherwise("", "No epoch has been recorded.")
     note = (
-        "<p>Lines are means over seeds, bands their 95 % intervals. Dotted vertical lines mark the edits. Against "
+        "<p>Lines are means over seeds, bands their 95 % intervals, cut at the frame where few "
+        "seeds make them wide. Dotted vertical lines mark the edits. Against "
         "epochs every method runs equally long; against FLOPs the line ends where the method has spent its total.</p>"
     )
     html = note + _legend(run, looks)
-    html += f"<h3>While the structure changes</h3>{_or(cycle, 'No cycle has been recorded.')}"
-    html += f"<h3>Retraining the ticket</h3>{_or(ticket, 'No ticket has been trained.')}"
+    html += f"<h3>While the structure changes</h3>{otherwise(cycle, 'No cycle has been recorded.')}"
+    html += f"<h3>Retraining the ticket</h3>{otherwise(ticket, 'No ticket has been trained.')}"
     return html
 
 
@@ -177,8 +176,8 @@ def _costs(run: Run, looks: Mapping[str, Style]) -> str:
     )
     ticket = "".join(tables.costs(run, backbone, "ticket", looks) for backbone in run.backbones())
     if not cycle:
-        return _or("", "Costs need at least one finished cycle phase.")
-    return cycle + (_fold("Cost of retraining the tickets", ticket) if ticket else "")
+        return otherwise("", "Costs need at least one finished cycle phase.")
+    return cycle + (fold("Cost of retraining the tickets", ticket) if ticket else "")
 
 
 # -------------------------------------------------------------------------------------------------------- parity
@@ -197,6 +196,7 @@ def _birth(run: Run, looks: Mapping[str, Style]) -> str:
                     seen.add(label)
                     moments.add(moment)
                     lines.append((moment, Line(label, curve, looks[label], "marks", MARKS[moment])))
+            lines = [(m, replace(line, shift=_SHIFT * (i - (len(lines) - 1) / 2))) for i, (m, line) in enumerate(lines)]
             parts = {"": [line for _, line in lines]}
             if len(lines) > _MOST_LINES:
                 parts = {m: [line for moment, line in lines if moment == m] for m in MARKS}
@@ -208,15 +208,21 @@ def _birth(run: Run, looks: Mapping[str, Style]) -> str:
                 text = f"{backbone}, compactness {level_name(level)}: {title} by cycle; at the last cycle {ends}."
                 found.append(
                     panel(
-                        f"birth-{signal}{moment}-{name}", title, text, chosen, x_label="Cycle",
-                        y_label="ln R (natural log)", whole_x=True, reference=(0.0, "parity"),
-                    )  # fmt: skip
+                        f"birth-{signal}{moment}-{name}",
+                        title,
+                        text,
+                        chosen,
+                        x_label="Cycle",
+                        y_label="ln R (natural log)",
+                        whole_x=True,
+                        reference=(0.0, "parity"),
+                    )
                 )
         return found
 
     folds = "".join(_per_level(run, draw))
     if not folds:
-        return _or("", "Parity at birth was not measured: no probe record has the moment post, end or exit.")
+        return otherwise("", "Parity at birth was not measured: no probe record has the moment post, end or exit.")
     signs = "".join(
         f'<li><span class="sign">{mark_sign(MARKS[m])}</span>{_MOMENTS[m]}</li>' for m in MARKS if m in moments
     )
@@ -226,13 +232,15 @@ def _birth(run: Run, looks: Mapping[str, Style]) -> str:
         if none:
             missing.append(f"{none} of {total} measurements of the {signal} have no ratio")
     left = (
-        f'<p class="note">{escape(words.listing(missing))} (a group without any signal, or nobody to compare with) and '
+        f'<p class="note">{escape(words.listing(missing))} (a group without any signal, or nobody to compare with) '
+        f"and "
         "are left out of the means.</p>"
         if missing
         else ""
     )
     note = (
-        '<p>Do newborns carry as much signal as the incumbents? <a class="term" href="#m-parity">0 is parity</a>; below '
+        '<p>Do newborns carry as much signal as the incumbents? <a class="term" href="#m-parity">0 is parity</a>; '
+        "below "
         'it, the first named has less. For grow: <a class="term" href="#m-newborn">newborns over incumbents</a>; for '
         'prune: units kept over units pruned. <a class="term" href="#m-moment">Markers</a> say when it was measured; '
         "bars are 95 % intervals over seeds.</p>"
@@ -261,26 +269,36 @@ def _age(run: Run, looks: Mapping[str, Style]) -> str:
             text = f"{backbone}, compactness {level_name(level)}: {title}. {_last(lines)}."
             found.append(
                 panel(
-                    f"age-{signal}-{name}", title, text, lines, x_label="Age (optimizer steps since birth)",
-                    y_label="Ratio R (log scale)", reference=(1.0, "parity"), y_log=True,
-                )  # fmt: skip
+                    f"age-{signal}-{name}",
+                    title,
+                    text,
+                    lines,
+                    x_label="Age (optimizer steps since birth)",
+                    y_label="Ratio R (log scale)",
+                    reference=(1.0, "parity"),
+                    y_log=True,
+                )
             )
         return found
 
     folds = "".join(_per_level(run, draw))
     if not folds:
-        return _or(
+        return otherwise(
             "",
             "Parity against age was not measured: no probe record has the moment age. Set "
             "<code>probes.age_curve_every</code> in the experiment to record it.",
         )
-    sign = '<li><span class="sign">○</span>some cohorts have no signal at all yet and are left out</li>' if marked else ""
+    sign = (
+        '<li><span class="sign">○</span>some cohorts have no signal (mean 0) here and are left out</li>'
+        if marked
+        else ""
+    )
     note = (
         "<p>How newborns catch up as they get older, until the next edit: the ratio of their mean signal to the "
         "incumbents’, as a geometric mean over layers, cycles and seeds, with its 95 % interval over seeds.</p>"
     )
     table = "".join(tables.times(run, backbone, looks) for backbone in run.backbones())
-    return note + _legend(run, looks, sorted(seen), sign) + folds + _fold("Time to half parity", table, opened=True)
+    return note + _legend(run, looks, sorted(seen), sign) + folds + fold("Time to half parity", table, opened=True)
 
 
 # --------------------------------------------------------------------------------------------- units and pictures
@@ -307,85 +325,43 @@ def _units(run: Run, looks: Mapping[str, Style]) -> str:
                 text = f"{backbone}, compactness {level_name(level)}: {title} by epoch; {'; '.join(ends)}."
                 found.append(
                     panel(
-                        f"units-{index}-{name}", title, text, lines, x_label="Epoch", y_label="Live units",
-                        boundaries=_boundaries(run), whole_x=True, y_from_zero=True,
-                    )  # fmt: skip
+                        f"units-{index}-{name}",
+                        title,
+                        text,
+                        lines,
+                        x_label="Epoch",
+                        y_label="Live units",
+                        boundaries=_boundaries(run),
+                        whole_x=True,
+                        y_from_zero=True,
+                    )
                 )
         return found
 
     folds = "".join(_per_level(run, draw))
     table = "".join(tables.units(run, backbone, looks) for backbone in run.backbones())
     if not folds and not table:
-        return _or("", "No epoch record holds the units of a group.")
+        return otherwise("", "No epoch record holds the units of a group.")
     note = "<p>Lines lie on one another where methods have the same number of units.</p>"
-    return note + _legend(run, looks) + folds + (_fold("Targets and final units", table) if table else "")
-
-
-def _graphs(run: Run, looks: Mapping[str, Style]) -> str:
-    parts, problems = [], []
-    for b, backbone in enumerate(run.backbones()):
-        for m, label in enumerate(run.labels()):
-            cells = [c for c in run.cells if c.key.backbone == backbone and c.key.label == label]
-            drawn = next((c for c in cells if (c.folder / "graph_after.json").is_file()), cells[0] if cells else None)
-            if drawn is None or drawn.method == "dense" and len(run.labels()) > 1:
-                continue
-            figures, wrong = _before_and_after(drawn, f"graph-{b}-{m}")
-            problems += wrong
-            if figures:
-                where = f"{backbone}, {label}, compactness {level_name(drawn.key.compactness)}, seed {drawn.seed}"
-                parts.append(_fold(where, f'<div class="pair">{"".join(figures)}</div>'))
-    note = (
-        "<p>Boxes are operations, pills the groups of units that they write, with their size. One seed of each method; "
-        "the structure after the cycles is the one that the ticket retrains.</p>"
-    )
-    said = "".join(f'<p class="missing">{escape(problem)}</p>' for problem in dict.fromkeys(problems))
-    return (note + "".join(parts) if parts else _or("", "No graph was stored.")) + said
-
-
-def _before_and_after(cell: Cell, name: str) -> tuple[list[str], list[str]]:
-    figures, problems = [], []
-    for moment in ("before", "after"):
-        path = cell.folder / f"graph_{moment}.json"
-        if not path.is_file():
-            problems.append(f"{cell.name} has no graph_{moment}.json" + (
-                ": the run has not come to its end." if moment == "after" and cell.status != "done" else "."))  # fmt: skip
-            continue
-        try:
-            graph = load(path)
-            sizes = ", ".join(f"{g.name} {g.size}" for g in graph.groups.values() if g.frozen is None and not g.output)
-            text = f"Graph {moment} the cycles, {cell.name}: {len(graph.ops)} operations; units: {sizes}."
-            with tempfile.TemporaryDirectory() as folder:
-                drawn = graph.draw(
-                    Path(folder) / "graph.svg", title=f"{moment.capitalize()} the cycles", engine="matplotlib"
-                )  # fmt: skip
-                svg = picture_of(drawn, f"{name}-{moment}", text)
-        except GraphnetError as error:
-            problems.append(f"{cell.name}: graph_{moment}.json cannot be drawn: {error}")
-            continue
-        if len(svg) > _MOST_PICTURE:
-            problems.append(f"{cell.name}: the picture of graph_{moment}.json is too large for this page; draw it with "
-                            f"graphnet show --svg.")  # fmt: skip
-            continue
-        figures.append(f"<figure>{svg}</figure>")
-    return figures, problems
+    return note + _legend(run, looks) + folds + (fold("Targets and final units", table) if table else "")
 
 
 # ------------------------------------------------------------------------------------------- environment, measures
 
 
 def _environment(run: Run) -> str:
-    html = _or(tables.environment(run.environment), "The environment was not recorded.")
+    html = otherwise(tables.environment(run.environment), "The environment was not recorded.")
     path = run.folder / "experiment.yaml"
     if path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
-        html += _fold("The experiment, as it was resolved", f"<pre>{escape(text)}</pre>")
+        html += fold("The experiment, as it was resolved", f"<pre>{escape(text)}</pre>")
     failed = [cell for cell in run.cells if cell.status == "failed"]
     if failed:
         rows = [[escape(cell.name), escape(str(cell.about.get("error", "no reason was recorded")))] for cell in failed]
         html += html_table("Training runs that failed", ["Run", "Why"], rows)
     if run.problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
-        html += _fold(f"What could not be read ({len(run.problems)})", f"<ul>{items}</ul>", opened=True)
+        html += fold(f"What could not be read ({len(run.problems)})", f"<ul>{items}</ul>", opened=True)
     return html
 
 
@@ -395,7 +371,8 @@ def _measures() -> str:
         link = f' <a href="#{section}">Shown here.</a>' if section else ""
         items.append(f'<dt id="{anchor}">{escape(word)}</dt><dd>{meaning}{link}</dd>')
     source = (
-        "<p>The measures are those of Lillo &amp; Cheney, “On the Stability of Growth in Structural Plasticity” (2026, "
+        "<p>The measures are those of Lillo &amp; Cheney, “On the Stability of Growth in Structural Plasticity” "
+        "(2026, "
         "arXiv 2605.15435); the costs are this engine’s addition.</p>"
     )
     return source + f"<dl>{''.join(items)}</dl>"

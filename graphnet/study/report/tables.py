@@ -12,7 +12,16 @@ from graphnet.study.report import aggregate as numbers
 from graphnet.study.report.aggregate import MEASURES, Measure
 from graphnet.study.report.figures import Style
 from graphnet.study.report.markup import (
-    DASH, html_table, level_name, named, or_dash, percent, points, seconds, si, term,
+    DASH,
+    html_table,
+    level_name,
+    named,
+    or_dash,
+    percent,
+    points,
+    seconds,
+    si,
+    term,
 )  # fmt: skip
 from graphnet.study.report.run import Cell, Phase, Run, number
 from graphnet.study.statistics import welch_test
@@ -170,7 +179,7 @@ def worth(run: Run, backbone: str, looks: Mapping[str, Style]) -> str:
             level, named(label, looks[label]), str(len(found["cycle acc"])), or_dash(fmean(executed), si),
             percent(numbers.estimate(found["cycle acc"])), percent(numbers.estimate(found["cycle taa"])),
             percent(numbers.estimate(numbers.cost_weighted_taa(run, cells, "cycle"))),
-            or_dash(efficiency, lambda v: f"{v:.3g}"),
+            or_dash(efficiency, si),
         ])  # fmt: skip
     if not rows:
         return ""

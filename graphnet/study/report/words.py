@@ -98,7 +98,8 @@ def _method(experiment: Experiment, index: int) -> str:
             "none": "the survivors keep their weights",
         }[method.rewind]
         return (
-            f"{label}: starts with all units; at each cycle the units with the lowest {escape(method.score.name)} score "
+            f"{label}: starts with all units; at each cycle the units with the lowest {escape(method.score.name)} "
+            f"score "
             f"are removed and {after}."
         )
     born = "wakes dormant units of the full network" if method.init.name == "recruit" else (
@@ -124,7 +125,8 @@ def what_was_run(run: Run) -> str:
     if experiment is None:
         methods = listing([f"{label} ({method})" for label, method in run.methods().items()])
         return (
-            "<p>The experiment’s file is missing or damaged, so what was asked for is not known. The folder holds runs "
+            "<p>The experiment’s file is missing or damaged, so what was asked for is not known. The folder holds "
+            "runs "
             f"of {escape(methods) or 'no method'} on {escape(listing(run.backbones())) or 'no backbone'}.</p>"
         )
     train = experiment.train
@@ -146,7 +148,8 @@ def what_was_run(run: Run) -> str:
         f"<ul>{methods}</ul>"
         f"<p>{'Backbone' if len(experiment.backbones) == 1 else 'Backbones'}, the full-size network:</p>"
         f"<ul>{backbones}</ul>"
-        f"<p>Optimizer: {_optimizer(experiment)}. Compactness (the share of the editable layers’ weights that the final "
+        f"<p>Optimizer: {_optimizer(experiment)}. Compactness (the share of the editable layers’ weights that the "
+        f"final "
         f"network keeps): {levels}, shared out among the layers with the {escape(bias)} bias.</p>"
     )
 
@@ -155,7 +158,8 @@ def findings(run: Run, tests: Sequence[tuple[Measure, float, float]]) -> str:
     """How often growth or pruning is ahead, counted from the tests."""
     if not tests:
         return (
-            "<p>No test of growth against pruning can be made yet: it needs at least two finished seeds of each at the "
+            "<p>No test of growth against pruning can be made yet: it needs at least two finished seeds of each at "
+            "the "
             "same compactness.</p>"
         )
     items = []
@@ -169,12 +173,14 @@ def findings(run: Run, tests: Sequence[tuple[Measure, float, float]]) -> str:
                 f"{100 * low:+.2f}" if low == high else f"{100 * low:+.2f} to {100 * high:+.2f}"
             ).replace("-", "−")  # fmt: skip
             items.append(
-                f"<li>{name}, final accuracy: of {len(own)} comparison{'s' * (len(own) > 1)}, growth is ahead in {grow}, "
+                f"<li>{name}, final accuracy: of {len(own)} comparison{'s' * (len(own) > 1)}, growth is ahead in "
+                f"{grow}, "
                 f"pruning in {prune}, and {len(own) - grow - prune} are undecided (p &lt; {ALPHA:g} decides). Growth "
                 f"minus pruning is {span} points.</li>"
             )
     note = (
-        "<p class='note'>Each comparison is tested by itself, without a correction for their number: where there is no "
+        "<p class='note'>Each comparison is tested by itself, without a correction for their number: where there is "
+        "no "
         "difference at all, about one in twenty is decided by chance.</p>"
     )
     return f"<ul>{''.join(items)}</ul>{note}"
@@ -182,7 +188,8 @@ def findings(run: Run, tests: Sequence[tuple[Measure, float, float]]) -> str:
 
 MEASURES: tuple[tuple[str, str, str, str], ...] = (
     ("m-compactness", "Compactness", "",
-     "The share of the weights in the editable layers that the final network keeps. It is turned into a number of units "
+     "The share of the weights in the editable layers that the final network keeps. It is turned into a number of "
+     "units "
      "for each layer, the same for every method, so that methods are compared at the same final size."),
     ("m-cycle", "Cycle", "scores",
      "Test accuracy at the end of each cycle, while the structure is still changing."),
@@ -191,20 +198,24 @@ MEASURES: tuple[tuple[str, str, str, str], ...] = (
      "structure itself is good, apart from the way to it."),
     ("m-acc", "ACC", "scores", "Test accuracy at the last checkpoint; there is a checkpoint at the end of each cycle."),
     ("m-taa", "TAA (time-averaged accuracy)", "scores",
-     "Mean test accuracy over all checkpoints: a method that is good early scores higher than one that is good only at "
+     "Mean test accuracy over all checkpoints: a method that is good early scores higher than one that is good only "
+     "at "
      "the end."),
     ("m-delta", "Δ", "scores",
      "Ticket minus Cycle, for each seed, then averaged, in percentage points. Positive: the structure does better "
      "when it is trained afresh than while it was being found."),
     ("m-ci", "mean ± 95 % interval, n", "scores",
-     "Over n seeds, with Student’s t: ± t<sub>n−1</sub> · s / √n. One seed has no interval. “5 / 3” means 5 seeds with "
+     "Over n seeds, with Student’s t: ± t<sub>n−1</sub> · s / √n. One seed has no interval. “5 / 3” means 5 seeds "
+     "with "
      "a finished cycle phase, 3 with a finished ticket. The best method of a compactness is bold "
      "only where Welch’s test against the runner-up gives p &lt; 0.05."),
     ("m-welch", "Welch’s t-test", "tests",
-     "Tests whether two means differ, without assuming equal spread. p is the probability of a difference at least as "
+     "Tests whether two means differ, without assuming equal spread. p is the probability of a difference at least "
+     "as "
      "large if there were none."),
     ("m-flops", "FLOPs, executed and nominal", "cost",
-     "Floating-point operations of training: 3 × the forward pass for each sample (forward, and backward at twice its cost), and the scoring of units. "
+     "Floating-point operations of training: 3 × the forward pass for each sample (forward, and backward at twice "
+     "its cost), and the scoring of units. "
      "<em>Executed</em> counts the units that are live, which is what this engine computes. <em>Nominal</em> counts "
      "dormant units too: what an implementation that only masks units would compute."),
     ("m-psteps", "Parameter-steps", "cost", "Number of parameters, summed over all optimizer steps."),
@@ -212,27 +223,34 @@ MEASURES: tuple[tuple[str, str, str, str], ...] = (
      "Bytes of the optimizer’s state (momentum, moments) at its largest; plain SGD keeps none."),
     ("m-edit", "Edit time", "cost", "Wall time in which the network was edited rather than trained."),
     ("m-wtaa", "TAA weighted by cost", "cost",
-     "Checkpoint accuracies averaged with the executed FLOPs of the cycle before each as weights: cycles that cost more "
+     "Checkpoint accuracies averaged with the executed FLOPs of the cycle before each as weights: cycles that cost "
+     "more "
      "count more."),
     ("m-percost", "ACC % per TFLOP", "cost",
      "ACC in per cent divided by the executed training FLOPs in units of 10<sup>12</sup>."),
     ("m-equal", "Equal cost", "equal-cost",
-     "The accuracy that each method has reached when it has spent a given number of executed training FLOPs; at equal "
+     "The accuracy that each method has reached when it has spent a given number of executed training FLOPs; at "
+     "equal "
      "epochs, methods pay differently."),
     ("m-newborn", "Newborn, incumbent", "birth-parity",
-     "A newborn is a unit that the last edit added; an incumbent was there before. For pruning, the two groups are the "
+     "A newborn is a unit that the last edit added; an incumbent was there before. For pruning, the two groups are "
+     "the "
      "units kept and the units about to be pruned."),
     ("m-parity", "Parity, log-parity", "birth-parity",
      "R is the newborns’ mean signal divided by the incumbents’; ln R is 0 when they are equal, −0.69 when newborns "
-     "have half, −2.3 when a tenth. <em>Activation</em>: share of inputs for which a unit’s output is above a threshold "
-     "(0.05 unless set otherwise). <em>Gradient</em>: mean |∂L/∂z| of a unit’s pre-activation z. Both on one side batch, "
+     "have half, −2.3 when a tenth. <em>Activation</em>: share of inputs for which a unit’s output is above a "
+     "threshold "
+     "(0.05 unless set otherwise). <em>Gradient</em>: mean |∂L/∂z| of a unit’s pre-activation z. Both on one side "
+     "batch, "
      "averaged over the edited groups."),
     ("m-moment", "Post, end, exit, survivors", "birth-parity",
      "When parity is measured. Post: newborns over incumbents right after the edit that added them. End: the same "
-     "newborns at the end of their first cycle. Exit: units kept over units pruned, just before pruning. Survivors: the "
+     "newborns at the end of their first cycle. Exit: units kept over units pruned, just before pruning. Survivors: "
+     "the "
      "kept units’ signal after pruning over the same units’ signal before."),
     ("m-censored", "Age, time to parity, censored", "age-parity",
-     "Age counts optimizer steps since birth. Time to parity is the first measured age at which newborns have half of "
+     "Age counts optimizer steps since birth. Time to parity is the first measured age at which newborns have half "
+     "of "
      "the incumbents’ mean gradient; a cohort is censored when the next edit came first. The median is Kaplan and "
      "Meier’s, which allows for that."),
     ("m-dormant", "Dormant", "units",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 
 import graphnet as gn
@@ -64,6 +66,16 @@ def write_run(
     return folder
 
 
+@pytest.fixture
+def made_up_run(tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a run folder; takes the arguments of `write_run`."""
+
+    def write(name: str = "run", **options: Any) -> Path:
+        return write_run(tmp_path / name, **options)
+
+    return write
+
+
 class MadeUpCell:
     """One training run's files."""
 
@@ -108,11 +120,13 @@ class MadeUpCell:
         for cycle in range(1, self.cycles + 1):
             units = self._units(self.cycles if phase == "ticket" else cycle)
             sizes = [784, *units.values(), 10]
-            params = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
-            forward = 2 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+            params = sum((a + 1) * b for a, b in pairwise(sizes))
+            forward = 2 * sum(a * b for a, b in pairwise(sizes))
             if phase == "cycle" and self.kind != "dense":
                 edit += self._edits(cycle, params)
-            dormant = {g: full - units[g] if self.kind == "grow" and phase == "cycle" else 0 for g, full in LAYERS.items()}
+            dormant = {
+                g: full - units[g] if self.kind == "grow" and phase == "cycle" else 0 for g, full in LAYERS.items()
+            }
             for inner in range(1, self.epochs + 1):
                 epoch = (cycle - 1) * self.epochs + inner
                 spent += 3 * forward * 60_000
