@@ -20,7 +20,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphnet.edit.edit import Edit
 from graphnet.errors import (
     BudgetError,
     CheckpointError,
@@ -32,21 +31,19 @@ from graphnet.errors import (
     ImportModelError,
     SchemaError,
 )
-from graphnet.ir.builders import convnet, mlp, resnet, transformer
-from graphnet.ir.document import load
-from graphnet.ir.graph import Graph
-from graphnet.ir.groups import UnitGroup
-from graphnet.probes.statistics import probe
-from graphnet.rules import Outcome, Rule, apply_rule, load_policy
-from graphnet.runtime.checkpoint import load_checkpoint, load_network
-from graphnet.runtime.network import Network
 from graphnet.version import __version__
 
 if TYPE_CHECKING:
     from graphnet import study, testing
-
-_LAZY = ("study", "testing")
-"""Subpackages that are imported when first used: they load extras or take time."""
+    from graphnet.edit.edit import Edit
+    from graphnet.ir.builders import convnet, mlp, resnet, transformer
+    from graphnet.ir.document import load
+    from graphnet.ir.graph import Graph
+    from graphnet.ir.groups import UnitGroup
+    from graphnet.probes.statistics import probe
+    from graphnet.rules import Outcome, Policy, Rule, load_policy
+    from graphnet.runtime.checkpoint import load_checkpoint, load_network
+    from graphnet.runtime.network import Network
 
 __all__ = [
     "BudgetError",
@@ -61,6 +58,7 @@ __all__ = [
     "ImportModelError",
     "Network",
     "Outcome",
+    "Policy",
     "Rule",
     "SchemaError",
     "UnitGroup",
@@ -78,10 +76,39 @@ __all__ = [
     "transformer",
 ]
 
-Network.register_applier(Rule, apply_rule)
+_HOMES = {
+    "Edit": "graphnet.edit.edit",
+    "Graph": "graphnet.ir.graph",
+    "Network": "graphnet.runtime.network",
+    "Outcome": "graphnet.rules",
+    "Policy": "graphnet.rules",
+    "Rule": "graphnet.rules",
+    "UnitGroup": "graphnet.ir.groups",
+    "convnet": "graphnet.ir.builders",
+    "load": "graphnet.ir.document",
+    "load_checkpoint": "graphnet.runtime.checkpoint",
+    "load_network": "graphnet.runtime.checkpoint",
+    "load_policy": "graphnet.rules",
+    "mlp": "graphnet.ir.builders",
+    "probe": "graphnet.probes.statistics",
+    "resnet": "graphnet.ir.builders",
+    "transformer": "graphnet.ir.builders",
+}
+"""Where each name lives. Names are imported when first used, so that the command line answers before torch loads."""
+
+_PACKAGES = ("study", "testing")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"graphnet.{name}")
-    raise AttributeError(f"module 'graphnet' has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"graphnet.{name}")
+    else:
+        raise AttributeError(f"module 'graphnet' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -100,14 +100,14 @@ class Parity(_Bounds):
 
 
 class Age(_Bounds):
-    """Holds when the youngest unit's age, in optimizer steps, is above or below a threshold."""
+    """Holds when the optimizer steps since units last joined the group are above or below a threshold."""
 
     kind: Literal["age"] = "age"
     of: Name = Field(description="a node of the pattern, or a group's name or glob")
 
 
 class Dormant(_Bounds):
-    """Holds when the share of inactive units is above or below a threshold."""
+    """Holds when the share of the group's units that are dormant (retired) is above or below a threshold."""
 
     kind: Literal["dormant"] = "dormant"
     of: Name = Field(description="a node of the pattern, or a group's name or glob")

@@ -223,5 +223,7 @@ def _locate(schema: Any, loc: Sequence[str | int]) -> tuple[list[str | int], dic
 
 
 def _suggest(found: Any, choices: Sequence[str]) -> str:
-    close = get_close_matches(str(found).lower(), list(choices), n=2, cutoff=0.6)
+    if not isinstance(found, str):  # nothing else is a misspelling, and the text of a deep value may not exist
+        return ""
+    close = get_close_matches(found.lower(), list(choices), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -391,7 +391,8 @@ def show_path(path: Sequence[str | int]) -> str:
 def show_value(value: Any) -> str:
     """Return a value as it is written in a message: short, a list by its length, a mapping by its first keys."""
     if isinstance(value, Mapping):
-        return "a mapping" + (f" with {', '.join(map(str, list(value)[:4]))}" if value else " with no keys")
+        keys = (key if isinstance(key, str) else _text(key) for key in list(value)[:4])
+        return "a mapping" + (f" with {', '.join(keys)}" if value else " with no keys")
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
     if value is None:
@@ -400,5 +401,13 @@ def show_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else _text(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _text(value: Any) -> str:
+    """Return the value's own text; of one that has none, such as a value too deep for Python's stack, its type."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a {type(value).__name__} that cannot be shown"

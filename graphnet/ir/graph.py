@@ -167,6 +167,8 @@ class Graph:
         GraphError
             There is none, or the op writes several (they are listed).
         """
+        if not isinstance(name, str):
+            raise GraphError(f"a unit group is named by text, not by {name!r}")
         if name in self.groups:
             return self.groups[name]
         if name in self.nodes:

@@ -72,7 +72,10 @@ class UnitGroup:
         EditError
             An id is not in the group, or is named twice.
         """
-        wanted = np.asarray(list(ids) if not isinstance(ids, np.ndarray) else ids)  # type: ignore[call-overload]
+        try:
+            wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))  # type: ignore[call-overload]
+        except (TypeError, ValueError, RuntimeError):
+            wanted = np.empty((0, 0))
         where = self.ids if within is None else within
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise EditError(f"group {self.name!r}: units are named by a flat list of integer ids, not {ids!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from graphnet.rules.apply import apply_rule
 from graphnet.rules.outcome import Change, CostChange, Costs, Outcome, Status
 from graphnet.rules.policy import Policy, load_policy
+from graphnet.runtime.network import Network
 from graphnet.schemas.policy import Rule
 
 __all__ = [
@@ -23,3 +24,5 @@ __all__ = [
     "apply_rule",
     "load_policy",
 ]
+
+Network.register_applier(Rule, apply_rule)

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, tie
 from graphnet.edit.edit import Edit
 from graphnet.edit.host import Batch, Evaluation, Loss, Slot, Snapshot
-from graphnet.edit.plan import Plan, Result
+from graphnet.edit.plan import Plan
 from graphnet.edit.states import NEUTRAL
 from graphnet.errors import EditError, GraphError
 from graphnet.ir.graph import Graph
@@ -28,7 +28,8 @@ from graphnet.runtime.evaluate import evaluate
 from graphnet.runtime.history import History, Version
 from graphnet.runtime.initialise import kaiming_uniform
 from graphnet.runtime.optimizers import Attached
-from graphnet.runtime.resize import check_settable, refuse, set_data
+from graphnet.runtime.resize import check_settable, refuse
+from graphnet.runtime.swaps import swaps_of
 from graphnet.runtime.transaction import Swap, commit
 
 __all__ = ["Network"]
@@ -82,7 +83,7 @@ class Network(nn.Module):
             raise GraphError(f"a Network is built from a gn.Graph (gn.load, gn.mlp ...), not a {type(graph).__name__}")
         if init not in ("torch", "kaiming"):
             raise GraphError(f"init is 'torch' or 'kaiming', not {init!r}")
-        self._seed = seed
+        self._seed = check_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             build_modules(graph, self)
@@ -278,7 +279,7 @@ class Network(nn.Module):
         if torch.is_inference_mode_enabled():
             raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
         started = time.perf_counter()
-        chosen = _mix(self._seed, self.version + 1) if seed is None else seed
+        chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
         plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
         edit = Edit(plan)
         token, before = _Open(), self._current
@@ -323,7 +324,7 @@ class Network(nn.Module):
             result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
             _params(result.graph), _flops(result.graph), 0.0, moved,
         )  # fmt: skip
-        swaps = list(self._swaps(result))
+        swaps = list(swaps_of(result, self.tensor, self._attached))
         version = replace(version, seconds=time.perf_counter() - started)
         following = _Current(result.graph, program, current.history.following(version), dict(result.reserve))
         swaps.append(Swap(lambda: refresh_modules(following.graph, self), lambda: refresh_modules(current.graph, self)))
@@ -331,31 +332,6 @@ class Network(nn.Module):
         publish = self.__dict__
         swaps.append(Swap(lambda: publish.update(_current=following), lambda: publish.update(_current=current)))
         commit(swaps)
-
-    def _swaps(self, result: Result) -> Iterator[Swap]:
-        """Pointer changes for parameters, buffers, gradients, optimizer state and births."""
-        for name, data in result.tensors.items():
-            tensor = self.tensor(name)
-            yield _data_swap(tensor, data, result.slots.get(("grad", name)))
-        cleared = set(result.cleared)
-        for key, value in result.slots.items():
-            if key[0] != "grad" and (key[1], key[2]) in cleared:
-                continue  # ages count the steps of a state that goes
-            if key[0] == "state":
-                state = self._attached[key[1]].optimizer.state[self.tensor(key[2])]
-                yield _entry_swap(state, key[3], value)
-            elif key[0] in NEUTRAL:
-                yield _births_swap(self._attached[key[1]], self.tensor(key[2]), key[0], int(key[3]), value)
-            elif key[0] == "grad" and key[1] not in result.tensors:
-                tensor = self.tensor(key[1])
-                yield Swap(_setter(tensor, "grad", value), _setter(tensor, "grad", tensor.grad))
-        for optimizer, name in dict.fromkeys(result.cleared):
-            tensor = self.tensor(name)
-            attached = self._attached[optimizer]
-            if tensor in attached.optimizer.state:
-                yield _removal_swap(attached.optimizer.state, tensor)
-            if tensor in attached.updates.births:
-                yield _removal_swap(attached.updates.births, tensor)
 
     # -- what higher layers add -----------------------------------------------------------------------------------
 
@@ -419,60 +395,17 @@ class Network(nn.Module):
         return f"version {self.version} of {self.graph.name!r}"
 
 
-def _data_swap(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Swap:
-    old, old_grad = tensor.data, tensor.grad
-    refusals: list[RemovableHandle] = []
+def check_seed(seed: Any) -> int:
+    """A seed as torch takes it: a whole number below 2**63.
 
-    def do() -> None:
-        set_data(tensor, data, refusals)
-        tensor.grad = old_grad if grad is None else grad  # where only values change the gradient is not moved
-
-    def undo() -> None:
-        set_data(tensor, old, refusals)
-        tensor.grad = old_grad
-        for refusal in refusals:
-            refusal.remove()
-
-    return Swap(do, undo)
-
-
-def _entry_swap(table: dict[str, Any], key: str, value: Tensor) -> Swap:
-    old = table[key]
-    return Swap(lambda: table.update({key: value}), lambda: table.update({key: old}))
-
-
-def _births_swap(attached: Attached, tensor: Tensor, kind: str, dim: int, value: Tensor) -> Swap:
-    from graphnet.runtime.updates import Births
-
-    table = attached.updates.births
-    existed = tensor in table
-    old = table[tensor].table(kind).get(dim) if existed else None
-
-    def do() -> None:
-        table.setdefault(tensor, Births()).table(kind)[dim] = value
-
-    def undo() -> None:
-        if not existed:
-            table.pop(tensor, None)
-        elif old is None:
-            table[tensor].table(kind).pop(dim, None)
-        else:
-            table[tensor].table(kind)[dim] = old
-
-    return Swap(do, undo)
-
-
-def _removal_swap(table: Any, key: Tensor) -> Swap:
-    old = table[key]
-
-    def undo() -> None:
-        table[key] = old
-
-    return Swap(lambda: table.pop(key, None), undo)
-
-
-def _setter(tensor: Tensor, attribute: str, value: Any) -> Callable[[], None]:
-    return lambda: setattr(tensor, attribute, value)
+    Raises
+    ------
+    EditError
+        It is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise EditError(f"a seed is a whole number from 0 to 2**63 - 1, not {seed!r}")
+    return int(seed)
 
 
 def _params(graph: Graph) -> int:

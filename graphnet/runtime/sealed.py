@@ -196,12 +196,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tuple[bytes, by
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise CheckpointError(f"{path} is no ordinary file")
         prefix = file.read(8)
-        if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80":
+        length = int.from_bytes(prefix, "little")
+        # 0x80 opens a pickle, but is also the lowest byte of many lengths: only an impossible length makes it one
+        if prefix[:4] == b"PK\x03\x04" or (prefix[:1] == b"\x80" and length > _MAX_HEADER):
             raise CheckpointError(
                 f"{path} was written by torch.save or pickle, which graphnet never opens; load it with torch and "
                 "give its state dict to a network"
             )
-        length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or (length <= _MAX_HEADER and length > status.st_size - 8):
             raise CheckpointError(f"{path} is truncated: {status.st_size} bytes do not hold its header")
         if length > _MAX_HEADER:

@@ -18,10 +18,10 @@ from torch import Tensor
 import graphnet as gn
 from graphnet.edit import plan as plan_module
 from graphnet.edit.edit import Edit
-from graphnet.runtime import network, resize, transaction, updates
+from graphnet.runtime import network, resize, swaps, transaction, updates
 from graphnet.testing import random_network, sample, state_of, train, wave_loss
 
-TRACED = {module.__file__ for module in (network, transaction, resize, updates, plan_module)}
+TRACED = {module.__file__ for module in (network, swaps, transaction, resize, updates, plan_module)}
 
 
 class InjectedError(BaseException):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +158,56 @@ def test_a_validator_that_runs_out_of_depth_ends_in_the_one_error() -> None:
         deep = [deep]
     with pytest.raises(SchemaError, match=r"^net\.yaml: cannot be read as a document: maximum recursion depth"):
         parse(Annotated[Any, AfterValidator(walk)], deep, source="net.yaml")  # type: ignore[arg-type]
+
+
+WRAPS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda inner: [inner],
+    "tuple": lambda inner: (inner,),
+    "mapping": lambda inner: {"a": inner},
+    "key": lambda inner: {(inner,): 1} if isinstance(inner, (int, tuple)) else {"a": inner},
+    "frozen set": lambda inner: frozenset([inner]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("depth", [1_000, 20_000], ids=["at the limit", "far past it"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda value: parse(Leaf, {"kind": value, "size": 1}),  # one of a few texts
+        lambda value: parse(Leaf, {"size": value}),
+        lambda value: Leaf(size=value),
+        lambda value: check_version({"kind": value}, "policy"),
+        lambda value: check_version({"schema_version": value}, "policy"),
+        lambda value: to_data({"kind": {value: 1}} if isinstance(value, tuple | frozenset) else {"kind": [value]}),
+    ],
+    ids=["choice", "field", "constructor", "kind", "version", "key"],
+)
+def test_a_value_deeper_than_the_stack_ends_in_the_one_error(
+    place: Callable[[Any], Any], depth: int, wrap: Callable[[Any], Any]
+) -> None:
+    """Words for a value come from its text, and the text of such a value is more than Python can make."""
+    value: Any = 1
+    for _ in range(depth):
+        value = wrap(value)
+    with pytest.raises(SchemaError) as caught:
+        place(value)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_a_value_that_is_no_text_is_no_misspelling() -> None:
+    assert "did you mean 'leaf'?" in message({"kind": "lea", "size": 1}, Leaf)
+    assert "at kind: found a list of 1; expected 'leaf'" in message({"kind": ["leaf"], "size": 1}, Leaf)
+    assert "did you mean" not in message({"kind": ["leaf"], "size": 1}, Leaf)
+
+
+def test_a_value_without_text_is_shown_by_its_type() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    with pytest.raises(SchemaError, match="at size: found a Shy that cannot be shown; expected an integer"):
+        Leaf(size=Shy())  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------- schedules

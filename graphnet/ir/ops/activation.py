@@ -87,7 +87,7 @@ class LeakyReLU(Activation):
     """max(x, slope * x)."""
 
     op: Literal["leaky_relu"] = "leaky_relu"
-    slope: float = Field(default=0.01, ge=0, le=1)
+    slope: float = Field(default=0.01, gt=0, le=1)
     slope_at_zero: ClassVar[float | None] = 0.01
 
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:

@@ -1,0 +1,106 @@
+"""The pointers that a commit changes: data, gradients, optimizer state, births; each with its way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from graphnet.edit.plan import Result
+from graphnet.edit.states import NEUTRAL
+from graphnet.runtime.optimizers import Attached
+from graphnet.runtime.resize import set_data
+from graphnet.runtime.transaction import Swap
+from graphnet.runtime.updates import Births
+
+__all__ = ["swaps_of"]
+
+
+def swaps_of(result: Result, find: Callable[[str], Tensor], attached: Mapping[str, Attached]) -> Iterator[Swap]:
+    """Pointer changes for parameters, buffers, gradients, optimizer state and births.
+
+    Parameters
+    ----------
+    result : Result
+    find : callable
+        The live tensor of a name.
+    attached : mapping of key to Attached
+    """
+    for name, data in result.tensors.items():
+        tensor = find(name)
+        yield _data_swap(tensor, data, result.slots.get(("grad", name)))
+    cleared = set(result.cleared)
+    for key, value in result.slots.items():
+        if key[0] != "grad" and (key[1], key[2]) in cleared:
+            continue  # ages count the steps of a state that goes
+        if key[0] == "state":
+            state = attached[key[1]].optimizer.state[find(key[2])]
+            yield _entry_swap(state, key[3], value)
+        elif key[0] in NEUTRAL:
+            yield _births_swap(attached[key[1]], find(key[2]), key[0], int(key[3]), value)
+        elif key[0] == "grad" and key[1] not in result.tensors:
+            tensor = find(key[1])
+            yield Swap(_setter(tensor, "grad", value), _setter(tensor, "grad", tensor.grad))
+    for optimizer, name in dict.fromkeys(result.cleared):
+        tensor = find(name)
+        holder = attached[optimizer]
+        if tensor in holder.optimizer.state:
+            yield _removal_swap(holder.optimizer.state, tensor)
+        if tensor in holder.updates.births:
+            yield _removal_swap(holder.updates.births, tensor)
+
+
+def _data_swap(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Swap:
+    old, old_grad = tensor.data, tensor.grad
+    refusals: list[RemovableHandle] = []
+
+    def do() -> None:
+        set_data(tensor, data, refusals)
+        tensor.grad = old_grad if grad is None else grad  # where only values change the gradient is not moved
+
+    def undo() -> None:
+        set_data(tensor, old, refusals)
+        tensor.grad = old_grad
+        for refusal in refusals:
+            refusal.remove()
+
+    return Swap(do, undo)
+
+
+def _entry_swap(table: dict[str, Any], key: str, value: Tensor) -> Swap:
+    old = table[key]
+    return Swap(lambda: table.update({key: value}), lambda: table.update({key: old}))
+
+
+def _births_swap(attached: Attached, tensor: Tensor, kind: str, dim: int, value: Tensor) -> Swap:
+    table = attached.updates.births
+    existed = tensor in table
+    old = table[tensor].table(kind).get(dim) if existed else None
+
+    def do() -> None:
+        table.setdefault(tensor, Births()).table(kind)[dim] = value
+
+    def undo() -> None:
+        if not existed:
+            table.pop(tensor, None)
+        elif old is None:
+            table[tensor].table(kind).pop(dim, None)
+        else:
+            table[tensor].table(kind)[dim] = old
+
+    return Swap(do, undo)
+
+
+def _removal_swap(table: Any, key: Tensor) -> Swap:
+    old = table[key]
+
+    def undo() -> None:
+        table[key] = old
+
+    return Swap(lambda: table.pop(key, None), undo)
+
+
+def _setter(tensor: Tensor, attribute: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(tensor, attribute, value)
