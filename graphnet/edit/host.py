@@ -35,18 +35,21 @@ class Slot:
         The parameter's name.
     base : Tensor
     dims : tuple of Layout
-    newborn : float
-        What a newborn slot holds unless a state policy writes it.
+    newborn : float or "weight"
+        What a newborn slot holds unless a state policy writes it; ``weight``: what the parameter itself holds there.
     power : float
         How the slot scales with the gradient: 1 for a first moment, 2 for a second one, 0 for neither.
+    magnitude : bool
+        Whether it measures the size of gradients or updates.
     """
 
     key: SlotKey
     tensor: str
     base: Tensor
     dims: tuple[Layout, ...]
-    newborn: float = 0.0
+    newborn: float | Literal["weight"] = 0.0
     power: float = 0.0
+    magnitude: bool = False
 
 
 @dataclass(frozen=True, slots=True)

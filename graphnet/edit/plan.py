@@ -137,18 +137,19 @@ class Plan:
     def slots(self, name: str) -> Mapping[SlotKey, tuple[Slot, Staged]]:
         """What follows a tensor (gradient, optimizer state, births), for writing."""
         if name not in self._slots:
-            self._slots[name] = {
-                slot.key: (slot, Staged(slot.base, slot.dims, self._maps, slot.newborn))
-                for slot in self.host.slots(name)
-            }
+            self._slots[name] = {slot.key: (slot, self._staged_slot(slot)) for slot in self.host.slots(name)}
         return self._slots[name]
 
     def add_slot(self, slot: Slot) -> Staged:
         """A slot that did not exist before; its base has the tensor's shape of before the transaction."""
-        staged = Staged(slot.base, slot.dims, self._maps, slot.newborn)
+        staged = self._staged_slot(slot)
         self.slots(slot.tensor)  # make sure the table exists
         self._slots[slot.tensor][slot.key] = (slot, staged)
         return staged
+
+    def _staged_slot(self, slot: Slot) -> Staged:
+        newborn = self.staged(slot.tensor) if slot.newborn == "weight" else slot.newborn
+        return Staged(slot.base, slot.dims, self._maps, newborn)
 
     def holders(self, group: str, *, roles: Sequence[Role] = ("write", "read", "slot")) -> Iterator[Holder]:
         """Every dimension of every tensor that holds a group, tied uses included, in topological order."""

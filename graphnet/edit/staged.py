@@ -57,11 +57,11 @@ class Staged:
     dims : sequence of Layout
     maps : Maps
         Shared by the transaction.
-    newborn : float
-        What newborn slots hold until written.
+    newborn : float or Staged
+        What newborn slots hold until written: a number, or what another tensor of the same layouts holds there.
     """
 
-    def __init__(self, base: Tensor, dims: Sequence[Layout], maps: Maps, newborn: float = 0.0) -> None:
+    def __init__(self, base: Tensor, dims: Sequence[Layout], maps: Maps, newborn: float | Staged = 0.0) -> None:
         self.base = base
         self.dims = tuple(dims)
         self.maps = maps
@@ -100,14 +100,24 @@ class Staged:
 
     def value(self) -> Tensor:
         """The tensor as it will be. Do not change it: it may be the live one."""
-        if self._cache is None:
-            moved = move(self.base, self.dims, self.maps.sources, self.maps.sizes, newborn=self.newborn)
+        if self._cache is None or isinstance(self.newborn, Staged):  # the other may have been written since
+            moved = self._moved()
             if self._patches and moved is self.base:
                 moved = moved.clone(memory_format=torch.preserve_format)
             for patch in self._patches:
                 write_block(moved, patch.index, patch.value.to(moved.device))
             self._cache = moved
         return self._cache
+
+    def _moved(self) -> Tensor:
+        sources, sizes = self.maps.sources, self.maps.sizes
+        if not isinstance(self.newborn, Staged):
+            return move(self.base, self.dims, sources, sizes, newborn=self.newborn)
+        moved = move(self.base, self.dims, sources, sizes)
+        if moved is self.base:
+            return moved
+        old = move(torch.ones_like(self.base, dtype=torch.bool), self.dims, sources, sizes)
+        return torch.where(old, moved, self.newborn.value().to(moved))
 
     def block(self, index: Index) -> Tensor:
         """A copy of a block of the tensor as it will be."""

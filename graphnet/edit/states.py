@@ -73,7 +73,7 @@ def transplant(newborns: Newborns, *, first_moments: bool = False) -> None:
         for slot, staged in newborns.plan.slots(block.holder.tensor).values():
             if slot.key[0] == "birth" and slot.key[3] == str(block.holder.dim):
                 staged.write([block.positions], staged.block([block.donors]))
-            elif slot.key[0] == "state" and (slot.power == 2 or (first_moments and slot.power == 1)):
+            elif slot.key[0] == "state" and (slot.magnitude or (first_moments and slot.power == 1)):
                 staged.write(block._index(block.positions), staged.block(block._index(block.donors)))
 
 
@@ -90,7 +90,7 @@ def scaled(newborns: Newborns, *, trajectory: bool = False) -> None:
         Also multiply the updates of every copy, for good, so that the widened network follows the path that the
         network before would have taken: with share a, (incoming, outgoing) by (1/a, a) under SGD and (1, a) under
         Adam. Exact without noise, gradient clipping and coupled weight decay, and under Adam up to its epsilon,
-        which is not scaled (relative error epsilon/(a sqrt(v))). METHODS 6.2.
+        which is not scaled (relative error epsilon/(a sqrt(v))).
     """
     if newborns.shares is None or newborns.donors is None:
         raise EditError("the state policy 'scaled' is for replicas: use it with init='net2wider'")
@@ -106,13 +106,17 @@ def scaled(newborns: Newborns, *, trajectory: bool = False) -> None:
         for slot, staged in newborns.plan.slots(holder.tensor).values():
             if slot.key[0] in NEUTRAL and slot.key[3] == str(holder.dim):
                 staged.write([at], staged.block([flat[at]]))
-            if slot.key[0] not in ("state", "grad") or slot.power == 0:
+            if slot.key[0] not in ("state", "grad"):
                 continue
-            value = staged.block(source)
-            if holder.role != "read":
+            value, power = staged.block(source), slot.power
+            if slot.newborn == "weight":  # divided where the weights were
+                power = float(holder.role == "read")
+            elif holder.role == "read":
+                power = 0.0
+            if power:
                 shape = [1] * rank
                 shape[holder.dim] = -1
-                share = torch.from_numpy(newborns.shares[owner[at]] ** slot.power)
+                share = torch.from_numpy(newborns.shares[owner[at]] ** power)
                 value = value * share.to(value).reshape(shape)
             staged.write(index, value)
         if trajectory:
@@ -148,7 +152,7 @@ def set_speed(newborns: Newborns, speed: tuple[float, int] | None) -> None:
     """Multiply the updates of newborn rows and columns by a factor for so many steps (Two-Speed).
 
     The whole update is scaled, weight decay included: ``W <- W_old + factor * (W_new - W_old)``. An element in a
-    newborn row and a newborn column is scaled once. Source: Lillo and Cheney, arXiv 2605.15435; METHODS 6.4.
+    newborn row and a newborn column is scaled once. Source: Lillo and Cheney, arXiv 2605.15435.
 
     Raises
     ------

@@ -170,7 +170,7 @@ class Network(nn.Module):
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
-            SGD, Adam or AdamW, or a class with a registered rule.
+            One of torch.optim except Adafactor, Muon and SparseAdam, or a class with a registered rule.
         horizon : int, optional
             The age past which an ``aged`` newborn's update is left as it is; by default the age at which the
             correction falls below 1e-3 (6,213 steps at beta2 = 0.999).
@@ -223,7 +223,11 @@ class Network(nn.Module):
             if not attached.holds(tensor):
                 continue
             for slot, value, rule in attached.state_tensors(tensor, name):
-                yield Slot(("state", key, name, slot), name, value.detach(), dims, rule.newborn, rule.power)
+                newborn = attached.newborn(tensor, rule)
+                magnitude = rule.magnitude or rule.power == 2
+                yield Slot(
+                    ("state", key, name, slot), name, value.detach(), dims, newborn, rule.power, magnitude
+                )
             births = attached.updates.births.get(tensor)
             if births is None:
                 continue
@@ -246,7 +250,7 @@ class Network(nn.Module):
 
     def optimizer_kind(self, optimizer: str) -> Literal["adam", "sgd"]:
         """``adam`` where the update does not change with the gradient's scale, else ``sgd``."""
-        return "adam" if self._attached[optimizer].rule.adam else "sgd"
+        return "adam" if self._attached[optimizer].rule.invariant else "sgd"
 
     def reserve_of(self, name: str) -> Tensor | None:
         """The weights of dormant units beside the live ones."""
@@ -312,8 +316,7 @@ class Network(nn.Module):
                 )
 
     def _commit(self, plan: Plan, seed: int, started: float) -> None:
-        with torch.no_grad():
-            result = plan.result()
+        result = plan.result()  # on detached tensors: no grad mode to switch, so none to leave switched
         self._check_held()
         for name in result.tensors:
             check_settable(name, self.tensor(name))

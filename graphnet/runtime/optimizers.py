@@ -1,86 +1,18 @@
-"""What optimizers keep for each parameter, and how it follows an edit."""
+"""An optimizer that a network carries through its edits; the rules are in :mod:`graphnet.runtime.optimizer_rules`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from graphnet.errors import EditError
+from graphnet.runtime.optimizer_rules import OptimizerRule, SlotRule, register_optimizer, rule_for
 from graphnet.runtime.updates import UpdateCorrection
 
 __all__ = ["Attached", "OptimizerRule", "SlotRule", "register_optimizer", "rule_for"]
-
-
-@dataclass(frozen=True, slots=True)
-class SlotRule:
-    """One tensor that an optimizer keeps for each parameter, of the parameter's shape.
-
-    Attributes
-    ----------
-    newborn : float
-        Its neutral value.
-    power : float
-        How it scales with the gradient: 1 for a first moment, 2 for a second one.
-    """
-
-    newborn: float = 0.0
-    power: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerRule:
-    """How an optimizer's state follows an edit.
-
-    Attributes
-    ----------
-    slots : mapping of state key to SlotRule
-    scalars : tuple of str
-        Keys that do not depend on units; carried as they are.
-    adam : bool
-        Whether the update is Adam's, so that births correct it by age.
-    """
-
-    slots: Mapping[str, SlotRule]
-    scalars: tuple[str, ...] = ("step",)
-    adam: bool = False
-
-
-_ADAM = OptimizerRule(
-    {"exp_avg": SlotRule(power=1.0), "exp_avg_sq": SlotRule(power=2.0), "max_exp_avg_sq": SlotRule(power=2.0)},
-    adam=True,
-)
-_RULES: dict[type[Optimizer], OptimizerRule] = {
-    torch.optim.SGD: OptimizerRule({"momentum_buffer": SlotRule(power=1.0)}, scalars=()),
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-}
-
-
-def register_optimizer(cls: type[Optimizer], rule: OptimizerRule) -> None:
-    """State how an optimizer class follows an edit; its subclasses need a rule of their own."""
-    _RULES[cls] = rule
-
-
-def rule_for(optimizer: Optimizer) -> OptimizerRule:
-    """The rule of an optimizer's class.
-
-    Raises
-    ------
-    EditError
-        There is none; says how to register one.
-    """
-    rule = _RULES.get(type(optimizer))
-    if rule is None:
-        known = ", ".join(sorted(cls.__name__ for cls in _RULES))
-        raise EditError(
-            f"graphnet does not know how the state of {type(optimizer).__name__} follows an edit (it knows {known}): "
-            "state it with graphnet.runtime.optimizers.register_optimizer(cls, OptimizerRule(...))"
-        )
-    return rule
 
 
 class Attached:
@@ -93,7 +25,7 @@ class Attached:
         for group in optimizer.param_groups:
             if group.get("differentiable"):
                 raise EditError("an optimizer with differentiable=True keeps its past steps alive and cannot be edited")
-        self.updates = UpdateCorrection(optimizer, adam=self.rule.adam, horizon=horizon)
+        self.updates = UpdateCorrection(optimizer, self.rule, horizon=horizon)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter in the optimizer's groups."""
@@ -112,6 +44,8 @@ class Attached:
         EditError
             The optimizer keeps something that its rule does not name.
         """
+        if self.rule.resets is not None:
+            return
         for key, value in self.optimizer.state.get(parameter, {}).items():
             rule = self.rule.slots.get(key)
             if rule is None:
@@ -130,9 +64,16 @@ class Attached:
                 )
             yield key, value, rule
 
+    def newborn(self, parameter: Tensor, rule: SlotRule) -> float | Literal["weight"]:
+        """What newborn elements of a slot of a parameter start with."""
+        if not callable(rule.newborn):
+            return rule.newborn
+        group = next(g for g in self.optimizer.param_groups if any(held is parameter for held in g["params"]))
+        return rule.newborn(self.optimizer, group)
+
     def step_of(self, parameter: Tensor) -> int | None:
         """The optimizer's step count of a parameter; 0 before the first step; None where it keeps no count."""
-        if not self.rule.adam:
+        if self.rule.ageing is None:
             return None
         state = self.optimizer.state.get(parameter, {})
         return int(state["step"]) if "step" in state else 0

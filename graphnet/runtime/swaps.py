@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from graphnet.edit.plan import Result
@@ -50,6 +51,24 @@ def swaps_of(result: Result, find: Callable[[str], Tensor], attached: Mapping[st
             yield _removal_swap(holder.optimizer.state, tensor)
         if tensor in holder.updates.births:
             yield _removal_swap(holder.updates.births, tensor)
+
+    for holder in attached.values():
+        if holder.rule.resets is not None and result.tensors:
+            yield _reset_swap(holder.optimizer, holder.rule.resets)
+
+
+def _reset_swap(optimizer: Optimizer, resets: Mapping[str, Any]) -> Swap:
+    held, attributes = dict(optimizer.state), {name: getattr(optimizer, name) for name in resets}
+
+    def do() -> None:
+        optimizer.state.clear()
+        optimizer.__dict__.update(resets)
+
+    def undo() -> None:
+        optimizer.state.update(held)
+        optimizer.__dict__.update(attributes)
+
+    return Swap(do, undo)
 
 
 def _data_swap(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Swap:

@@ -9,7 +9,6 @@ the gradient, which Adam would undo.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil, log
 from typing import Any
 
 import torch
@@ -17,20 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from graphnet.edit.states import AGELESS
+from graphnet.runtime.ages import Ageing, Slices, horizon_of
+from graphnet.runtime.optimizer_rules import OptimizerRule
 
 __all__ = ["Births", "UpdateCorrection", "horizon_of"]
-
-ACCURACY = 1e-3
-
-
-def horizon_of(betas: tuple[float, float]) -> int:
-    """The age past which the correction by age differs from 1 by less than 1e-3: 6,213 at beta2 = 0.999."""
-    beta1, beta2 = betas
-    oldest = 0
-    for beta, share in ((beta1, ACCURACY), (beta2, 2 * ACCURACY)):
-        if beta > 0:
-            oldest = max(oldest, ceil(log(share) / log(beta)))
-    return oldest
 
 
 @dataclass(slots=True)
@@ -63,15 +52,16 @@ class _Saved:
     parameter: Tensor
     births: Births
     step: int
+    decay: float  # decoupled: what the step multiplies the weights by
     blocks: dict[int, tuple[Tensor, Tensor]]  # dimension -> (positions, weights before the step)
 
 
 class UpdateCorrection:
     """The step hooks of one optimizer. They cost nothing while no slice is young or scaled."""
 
-    def __init__(self, optimizer: Optimizer, *, adam: bool, horizon: int | None) -> None:
+    def __init__(self, optimizer: Optimizer, rule: OptimizerRule, *, horizon: int | None) -> None:
         self.optimizer = optimizer
-        self.adam = adam
+        self.rule = rule
         self.horizon = horizon
         self.births: dict[Tensor, Births] = {}
         self.steps = 0
@@ -95,8 +85,8 @@ class UpdateCorrection:
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for parameter, births in list(self.births.items()):
             group = groups.get(parameter)
-            if group is None or parameter.grad is None:
-                continue
+            if group is None:
+                continue  # gradients may still come, from a closure: whether a step was made is seen after it
             step = self._count(parameter)
             blocks = {}
             for dim in sorted({*births.birth, *births.rate, *births.multiplier}):
@@ -105,12 +95,14 @@ class UpdateCorrection:
                     at = at.to(parameter.device)
                     blocks[dim] = (at, parameter.detach().index_select(dim, at))
             if blocks:
-                self._saved.append(_Saved(parameter, births, step, blocks))
+                self._saved.append(
+                    _Saved(parameter, births, step, self.rule.decay(group, optimizer.state.get(parameter, {})), blocks)
+                )
             elif not births.multiplier:
                 del self.births[parameter]
 
     def _count(self, parameter: Tensor) -> int:
-        if not self.adam:
+        if self.rule.ageing is None:
             return self.steps
         state = self.optimizer.state.get(parameter, {})
         return int(state["step"]) if "step" in state else 0
@@ -123,8 +115,8 @@ class UpdateCorrection:
             nonlocal active
             active = mask if active is None else active | mask
 
-        if dim in births.birth and self.adam:
-            horizon = self.horizon if self.horizon is not None else horizon_of(_betas(group))
+        if dim in births.birth and self.rule.ageing is not None:
+            horizon = self.horizon if self.horizon is not None else self.rule.ageing.horizon(group)
             birth = births.birth[dim]
             include((birth != AGELESS) & (step - birth < horizon))
         if dim in births.rate:
@@ -140,7 +132,7 @@ class UpdateCorrection:
             return
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for saved in self._saved:
-            if self.adam and self._count(saved.parameter) != saved.step + 1:
+            if self.rule.ageing is not None and self._count(saved.parameter) != saved.step + 1:
                 continue  # the step was skipped, by a gradient scaler for instance
             group = groups[saved.parameter]
             corrected = [
@@ -153,13 +145,9 @@ class UpdateCorrection:
     def _corrected(self, saved: _Saved, dim: int, at: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
         parameter, births = saved.parameter, saved.births
         value = parameter.detach().index_select(dim, at)
-        lr = float(group["lr"])
-        decoupled = self.adam and bool(
-            group.get("decoupled_weight_decay", isinstance(self.optimizer, torch.optim.AdamW))
-        )
-        decayed = before * (1.0 - lr * group["weight_decay"]) if decoupled and group["weight_decay"] else before
-        if self.adam and births.birth:
-            value = self._by_age(saved, dim, at, decayed, value, group, lr)
+        decayed = before if saved.decay == 1.0 else before * saved.decay
+        if self.rule.ageing is not None and births.birth:
+            value = self._by_age(saved, self.rule.ageing, dim, at, before, decayed, value, group)
         if births.multiplier:
             factor = _product(births.multiplier, dim, at, value)
             value = torch.where(factor == 1.0, value, decayed + factor * (value - decayed))
@@ -172,10 +160,10 @@ class UpdateCorrection:
         return value
 
     def _by_age(
-        self, saved: _Saved, dim: int, at: Tensor, decayed: Tensor, value: Tensor, group: dict[str, Any], lr: float
-    ) -> Tensor:
-        beta1, beta2 = _betas(group)
-        horizon = self.horizon if self.horizon is not None else horizon_of((beta1, beta2))
+        self, saved: _Saved, ageing: Ageing, dim: int, at: Tensor, before: Tensor, decayed: Tensor, value: Tensor,
+        group: dict[str, Any],
+    ) -> Tensor:  # fmt: skip
+        horizon = self.horizon if self.horizon is not None else ageing.horizon(group)
         state = self.optimizer.state[saved.parameter]
         count = saved.step + 1
         age: Tensor | None = None
@@ -187,18 +175,14 @@ class UpdateCorrection:
             age = own if age is None else torch.minimum(age, own)
         assert age is not None
         young = (age < count) & (age <= horizon)
-        ages = age.double()
-        first = (1.0 - beta1**ages).to(value.dtype)
-        second = (1.0 - beta2**ages).sqrt().to(value.dtype)
-        m = state["exp_avg"].index_select(dim, at)
-        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].index_select(dim, at)
-        again = decayed - lr * (m / first) / (v.sqrt() / second + group["eps"])
+        gradient = saved.parameter.grad
+        assert gradient is not None
+        slices = Slices(
+            before, decayed, gradient.detach().index_select(dim, at), age.double(), min(horizon, count),
+            lambda key: state[key].index_select(dim, at), group,
+        )  # fmt: skip
+        again = ageing.update(slices)
         return torch.where(young, again, value)
-
-
-def _betas(group: dict[str, Any]) -> tuple[float, float]:
-    beta1, beta2 = group["betas"]
-    return float(beta1), float(beta2)
 
 
 def _spread(vector: Tensor, dim: int, own: int, at: Tensor, like: Tensor) -> Tensor:

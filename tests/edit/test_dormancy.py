@@ -1,4 +1,4 @@
-"""METHODS 2: dormant units leave and come back as they were, and scores read what they would do."""
+"""Dormant units leave and come back as they were, and scores read what they would do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law 2: what initialisers say of the function holds, and METHODS 1: what newborns start with."""
+"""What initialisers say of the function holds, and what newborns start with."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_tied_weights_that_produce_and_consume_the_group_refuse(init: str) -> No
     assert net.head.weight is net.tok.weight
 
 
-# -- gradients of newborns and incumbents (METHODS 1.1, U2) -----------------------------------------------------
+# -- gradients of newborns and incumbents ---------------- -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_new_norm_slots_are_the_identity() -> None:
     assert slots == [[1, 1], [0, 0], [0, 0], [1, 1]]
 
 
-# -- GradMax (METHODS 1.5) --------------------------------------------------------------------------------------
+# -- GradMax ------------ --------------------------------------------------------------------------------------
 
 
 def bridging(net: gn.Network, x: Tensor, below: str, above: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""METHODS 3: scores against their formulas by hand, and pruning by them."""
+"""Scores against their formulas by hand, and pruning by them."""
 
 from __future__ import annotations
 

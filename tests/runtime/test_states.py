@@ -1,4 +1,4 @@
-"""METHODS 6: what the optimizer holds for newborns, and how their updates follow from it."""
+"""What the optimizer holds for newborns, and how their updates follow from it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_scaled_is_for_replicas() -> None:
         edit.grow("fc1", 1, state="scaled")
 
 
-# -- scaled: the trajectory of the small network (METHODS 6.2) ---------------------------------------------------
+# -- scaled: the trajectory of the small network ------------ ---------------------------------------------------
 
 # Adam's epsilon is not scaled with the gradient; exactness is up to it, so it is put out of sight here.
 TRAJECTORIES: dict[str, Make] = {
@@ -267,7 +267,7 @@ def test_scaled_state_is_what_the_copies_gradients_would_have_made() -> None:
         check_close(parameter.grad, early.get_parameter(name).grad, f"gradient in flight of {name}", tolerance=1e-8)
 
 
-# -- Two-Speed (METHODS 6.4) --------------------------------------------------------------------------------------
+# -- Two-Speed ------------ --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -331,3 +331,26 @@ def test_wrong_speeds_are_refused(speed: Any) -> None:
     with pytest.raises(gn.EditError, match="speed is"), net.edit() as edit:
         edit.grow("fc1", 1, speed=speed)
     assert net.version == 0
+
+
+def test_gradients_that_come_from_a_closure_are_corrected_by_age_too() -> None:
+    net = gn.Network(gn.mlp([4, 6, 2], activation="tanh"), seed=0).double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    net.attach(optimizer)
+    x = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(50):
+        optimizer.step(closure)
+    with net.edit() as edit:
+        edit.grow("fc1", 2, init="kaiming", state="aged")
+    optimizer.zero_grad(set_to_none=True)
+    before = net.fc1.weight.detach().clone()
+    optimizer.step(closure)
+    moved = (net.fc1.weight.detach() - before)[6:].abs()
+    assert torch.allclose(moved, torch.full_like(moved, 1e-3), rtol=1e-2)

@@ -149,7 +149,7 @@ class Concat(Op):
 
 @register
 class Split(Op):
-    """Cuts one dimension into parts: ``sizes`` in order, or ``parts`` equal ones; one output for each."""
+    """Cuts one dimension into parts of these ``sizes``, in order; one output for each."""
 
     op: Literal["split"] = "split"
     dim: int = Field(default=1, ge=1)

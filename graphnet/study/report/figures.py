@@ -177,7 +177,8 @@ def panel(
             axes.set_ylim(bottom=0)
         if x_log_si:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            wide = math.log10(axes.get_xlim()[1] / axes.get_xlim()[0]) > 1.7  # more labels would touch
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if wide else (1.0, 2.0, 5.0), numticks=8))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_minor_locator(NullLocator())
         written = io.StringIO()
