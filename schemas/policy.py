@@ -115,7 +115,7 @@ class Rule(Frozen):
     --------
     >>> rule = Rule(name="wider", steps=[Grow(units="fc1", count=8)], schedule=Every(steps=100))
     >>> rule.steps[0].count.at(0), rule.steps[0].init.name
-    (8, 'kaiming')
+    (8, 'zero-outgoing')
     """
 
     name: Name

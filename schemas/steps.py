@@ -93,7 +93,7 @@ class Grow(_OnUnits):
     count: Count | None = None
     fraction: Annotated[Scalar, AfterValidator(_positive)] | None = None
     to: Count | None = None
-    init: Named = Choice(name="kaiming")
+    init: Named = Choice(name="zero-outgoing")
     state: Named = Choice(name="aged")
     seed: int | None = Field(default=None, ge=0)
 

@@ -188,6 +188,8 @@ class Edit:
 
         Where it appends no :class:`~graphnet.edit.plan.Step` to ``plan.steps``, one with its name is recorded.
         """
+        if not callable(operator):
+            raise EditError(f"apply takes an operator, a function of the plan; not {operator!r}")
         steps = len(self._plan.steps)
         found = self._do(operator, *args, **options)
         if len(self._plan.steps) == steps:

@@ -13,6 +13,7 @@ from torch import Tensor
 from graphnet.edit.host import Batch, Loss
 from graphnet.edit.plan import Holder, Plan, Preserves
 from graphnet.edit.unit_map import UnitMap
+from graphnet.errors import EditError
 from graphnet.ir.groups import UnitGroup
 from graphnet.ir.layout import NEWBORN, IndexArray
 from graphnet.ir.ops.base import Role
@@ -88,6 +89,11 @@ class Block:
     def uniform(self, bound: float, generator: torch.Generator) -> None:
         """Draw the newborn slices from U(-bound, bound)."""
         like = self.plan.value(self.holder.tensor)
+        if not bound <= torch.finfo(like.dtype).max / 4:
+            raise EditError(
+                f"newborns of {self.holder.tensor!r} would be drawn from +-{bound}: its weights are not finite, or "
+                f"too large for {like.dtype}"
+            )
         drawn = torch.empty(self.shape, dtype=like.dtype).uniform_(-bound, bound, generator=generator)
         self.write(drawn.to(like.device))
 

@@ -94,6 +94,18 @@ class Result:
     cleared: list[tuple[str, str]]
 
 
+_Mark: TypeAlias = "tuple[int, tuple[int, ...], torch.dtype, torch.device, int]"
+
+_OUTSIDE = "take steps, backward passes and conversions before the edit or after it"
+
+
+def _mark(tensor: Tensor) -> _Mark:
+    """What differs once a tensor has other values, other storage or another type."""
+    count = -1 if tensor.is_inference() else tensor._version
+    pointer = tensor.data_ptr() if tensor.layout is torch.strided else 0
+    return pointer, tuple(tensor.shape), tensor.dtype, tensor.device, count
+
+
 @dataclass(slots=True)
 class Plan:
     """A transaction under construction."""
@@ -108,6 +120,8 @@ class Plan:
     _maps: Maps = field(init=False)
     _tensors: dict[str, Staged] = field(default_factory=dict)
     _slots: dict[str, dict[SlotKey, tuple[Slot, Staged]]] = field(default_factory=dict)
+    _marks: dict[str, _Mark] = field(default_factory=dict)
+    _slot_marks: dict[str, dict[SlotKey, _Mark]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = self.graph
@@ -123,7 +137,9 @@ class Plan:
         """A stored tensor as it will be, for writing."""
         if name not in self._tensors:
             spec = self.base.tensors[name]
-            self._tensors[name] = Staged(self.host.live(name), spec.dims, self._maps, spec.newborn)
+            live = self.host.live(name)
+            self._marks[name] = _mark(live)
+            self._tensors[name] = Staged(live, spec.dims, self._maps, spec.newborn)
         return self._tensors[name]
 
     def value(self, name: str) -> Tensor:
@@ -138,7 +154,22 @@ class Plan:
         """What follows a tensor (gradient, optimizer state, births), for writing."""
         if name not in self._slots:
             self._slots[name] = {slot.key: (slot, self._staged_slot(slot)) for slot in self.host.slots(name)}
+            self._slot_marks[name] = self._marks_of_slots(name)
         return self._slots[name]
+
+    def _marks_of_slots(self, name: str) -> dict[SlotKey, _Mark]:
+        return {slot.key: _mark(slot.base) for slot in self.host.slots(name) if slot.key[0] in ("grad", "state")}
+
+    def _check_unchanged(self) -> None:
+        """What was read for the plan must be what the commit replaces."""
+        for name, mark in self._marks.items():
+            if _mark(self.host.live(name)) != mark:
+                raise EditError(f"tensor {name!r} was changed while the edit was open: {_OUTSIDE}")
+        for name, marks in self._slot_marks.items():
+            if self._marks_of_slots(name) != marks:
+                raise EditError(
+                    f"the gradient or the optimizer's state of {name!r} was changed while the edit was open: {_OUTSIDE}"
+                )
 
     def add_slot(self, slot: Slot) -> Staged:
         """A slot that did not exist before; its base has the tensor's shape of before the transaction."""
@@ -153,9 +184,12 @@ class Plan:
 
     def holders(self, group: str, *, roles: Sequence[Role] = ("write", "read", "slot")) -> Iterator[Holder]:
         """Every dimension of every tensor that holds a group, tied uses included, in topological order."""
+        seen = set()
         for spec in self.graph.users[group]:
             for dim, (layout, role) in enumerate(zip(spec.dims, spec.roles, strict=True)):
-                if role in roles and group in set(layout.atoms()):
+                place = (spec.shared or spec.name, dim, role)  # twice where a tied use repeats its owner's
+                if role in roles and place not in seen and group in set(layout.atoms()):
+                    seen.add(place)
                     yield Holder(spec.shared or spec.name, dim, layout, role, spec.kind)
 
     def spec(self, name: str) -> TensorSpec:
@@ -250,6 +284,7 @@ class Plan:
 
     def result(self) -> Result:
         """Build everything that the commit swaps in; what can fail fails here."""
+        self._check_unchanged()
         moving = set(self._maps.sources)
         tensors: dict[str, Tensor] = {}
         slots: dict[SlotKey, Tensor] = {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from graphnet.errors import EditError
 
 __all__ = ["Registry"]
+
+MAX_NUMBER = 1e300
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,6 +59,13 @@ class Registry(Generic[F]):
         if wrong:
             listed = ", ".join(takes) or "no options"
             raise EditError(f"the {self.kind} {name!r} does not take {', '.join(wrong)}; it takes {listed}")
+        types = _annotations(function)
+        for option, value in options.items():
+            expected = _misfit(types.get(option), value)
+            if expected:
+                raise EditError(f"{name}: {option} is {expected}, not {value!r}")
+            if types.get(option) is float:
+                options[option] = float(value)
         return function(*args, **options)
 
     def __iter__(self) -> Iterator[str]:
@@ -67,3 +76,26 @@ class Registry(Generic[F]):
 
     def _article(self) -> str:
         return "an" if self.kind[0] in "aeiou" else "a"
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # a function of the caller's whose annotations name what is not there at run time
+        return {}
+
+
+def _misfit(annotation: Any, value: Any) -> str | None:
+    """What an option with this annotation must be, where the value is not; annotations of other kinds pass."""
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+        fits = isinstance(value, str | int) and value in choices
+        return None if fits else " or ".join(map(repr, choices))
+    if annotation is bool:
+        return None if isinstance(value, bool) else "True or False"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is float:
+        return None if number and abs(value) <= MAX_NUMBER else "a finite number"
+    if annotation is int:
+        return None if number and isinstance(value, int) else "a whole number"
+    return None

@@ -27,6 +27,9 @@ __all__ = ["ActivationLike", "convnet", "mlp", "resnet", "transformer"]
 ActivationLike: TypeAlias = str | Mapping[str, Any]
 """An activation: the name of its op, or its entry in a document (``{"op": "leaky_relu", "slope": 0.1}``)."""
 
+_MOST_BLOCKS = 1_000
+"""Most blocks in all: a number by mistake is refused rather than built for hours."""
+
 _GROUPS = 8
 """Most groups that ``norm="group"`` makes."""
 
@@ -186,6 +189,7 @@ def resnet(
     widths = _counts("resnet", "stages", stages, least=1)
     counts = (blocks,) * len(widths) if isinstance(blocks, int) else blocks
     depths = _counts("resnet", "blocks", counts)
+    _layers("resnet", "blocks", sum(depths))
     if len(depths) != len(widths):
         raise GraphError(f"resnet: blocks names {len(depths)} stages, stages names {len(widths)}")
 
@@ -277,6 +281,7 @@ def transformer(
         raise GraphError(f"transformer: width {width} cannot be divided among {heads} heads")
     if heads % shared:
         raise GraphError(f"transformer: {heads} heads cannot share {shared} key-value heads equally")
+    _layers("transformer", "depth", depth)
     units = 4 * width if hidden is None else _count("transformer", "hidden", hidden)
     p = _share("transformer", "dropout", dropout)
     kinds = ("layer", "rms")
@@ -291,7 +296,7 @@ def transformer(
             chain.add(LinearOp, f"{at}.{which}_proj", inputs=(normed,), out=width // heads * count)
         chain.add(
             Attention, f"{at}.attn", inputs=tuple(f"{at}.{which}_proj" for which in "qkv"), heads=heads,
-            kv_heads=None if shared == heads else shared, causal=bool(causal),
+            kv_heads=None if shared == heads else shared, causal=_flag("transformer", "causal", causal),
         )  # fmt: skip
         chain.add(LinearOp, f"{at}.o_proj", out=width)
         chain.dropout(f"{at}.drop1", p)
@@ -304,7 +309,7 @@ def transformer(
         chain.dropout(f"{at}.drop2", p)
         chain.add(Add, f"{at}.add2", inputs=(stream, chain.last))
     chain.norm("norm", norm, width, choices=kinds, needed=True)
-    chain.add(LinearOp, "head", out=tokens, bias=False, tied="tok" if tied else None)
+    chain.add(LinearOp, "head", out=tokens, bias=False, tied="tok" if _flag("transformer", "tied", tied) else None)
     return chain.graph(name)
 
 
@@ -346,7 +351,7 @@ class _Chain:
         """Append a norm over ``width`` units; None appends nothing."""
         if norm is None and not needed:
             return
-        if norm not in choices:
+        if not isinstance(norm, str) or norm not in choices:
             raise GraphError(f"{self.builder}: norm {norm!r} is not one of {', '.join(choices)}")
         if norm == "group":
             self.add(GroupNorm, name, groups=gcd(width, _GROUPS))
@@ -379,6 +384,17 @@ def _hidden_layers(
 def _count(builder: str, what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise GraphError(f"{builder}: {what} must be an integer of at least 1, not {value!r}")
+    return value
+
+
+def _layers(builder: str, what: str, count: int) -> None:
+    if count > _MOST_BLOCKS:
+        raise GraphError(f"{builder}: {what} of {count:,} in all; a builder makes at most {_MOST_BLOCKS:,}")
+
+
+def _flag(builder: str, what: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise GraphError(f"{builder}: {what} is True or False, not {value!r}")
     return value
 
 

@@ -86,6 +86,8 @@ def draw(
         The suffix is another, the engine is not installed or fails, a newborn is not in its group, or the file
         cannot be written.
     """
+    if not isinstance(path, str | Path):
+        raise GraphError(f"draw: the path of a file, not {path!r}")
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in (".svg", ".png"):

@@ -87,6 +87,8 @@ def expand(
     >>> sorted(found.predecessors(("fc1", 0)))
     [('x', 0), ('x', 1), ('x', 2), ('x', 3)]
     """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise GraphError(f"expand: limit is a whole number, not {limit!r}")
     around = {name for each in groups for name in _named(graph, each)}
     connections = [found for found in _connections(graph) if not groups or _touches(found, around)]
     ids = {
@@ -108,6 +110,8 @@ def expand(
 
 
 def _named(graph: Graph, name: str) -> set[str]:
+    if not isinstance(name, str):
+        raise GraphError(f"expand: a group is named by a string, not {name!r}")
     if name in graph.nodes and name not in graph.groups:
         found = {key for dims in graph.nodes[name].outputs for dim in dims for key in dim.atoms()} & set(graph.groups)
         if found:

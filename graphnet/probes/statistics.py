@@ -180,6 +180,8 @@ def probe(net: Network, batch: Batch, loss: Loss, *, groups: Sequence[str] | Non
     >>> sorted(found.groups), found.groups["fc1"].gradient.shape
     (['fc1', 'head'], (8,))
     """
+    if not isinstance(net, Network):
+        raise GraphnetError(f"probe: a gn.Network is measured, not a {type(net).__name__}")
     graph = net.graph
     sites = _sites(graph, groups)
     taps = tuple(dict.fromkeys(op for place in sites.values() for op in (place.pre, place.post)))

@@ -61,7 +61,7 @@ class Ageing:
     update : callable
         The weights after the step.
     horizon : callable
-        The age past which the correction by age differs from 1 by less than 1e-3, by parameter group.
+        The age past which the correction by age differs from 1 by less than 1e-3 (or less), by parameter group.
     """
 
     update: Callable[[Slices], Tensor]
@@ -109,7 +109,7 @@ def _nadam(s: Slices) -> Tensor:
 
 def _mu(beta1: float, psi: float, ages: Tensor) -> Tensor:
     """NAdam's momentum at an age."""
-    return beta1 * (1.0 - 0.5 * 0.96 ** (ages * psi))
+    return beta1 * (1.0 - 0.5 * torch.pow(0.96, ages * psi))
 
 
 @lru_cache(maxsize=8)
@@ -119,7 +119,7 @@ def _mu_products(beta1: float, psi: float, count: int) -> Tensor:
 
 
 def _nadam_horizon(group: Group) -> int:
-    """Also the age at which the momentum's own schedule has ended: 38,056 by default."""
+    """Also the age at which the momentum's own schedule has ended: 38,060 by default."""
     psi = float(group["momentum_decay"])
     schedule = ceil(log(2 * ACCURACY) / (log(0.96) * psi)) if psi > 0 else 0
     return max(horizon_of(_betas(group)), schedule)
@@ -140,7 +140,7 @@ def _radam(s: Slices) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _rectified_horizon(betas: tuple[float, float]) -> int:
-    """Also the age at which the rectification, about 1 - a beta2^a / longest, has ended: 8,357 at 0.999."""
+    """Also the age at which the rectification, about 1 - a beta2^a / longest, has ended: 8,333 at 0.999."""
     age, beta2 = horizon_of(betas), betas[1]
     longest = 2.0 / (1.0 - beta2) - 1.0
     while age * beta2**age > ACCURACY * longest:
@@ -153,7 +153,13 @@ def _adamax(s: Slices) -> Tensor:
     return s.decayed - float(s.group["lr"]) * (s.state("exp_avg") / first) / s.state("exp_inf")
 
 
+def _adamax_horizon(group: Group) -> int:
+    """The age at which the correction is lost in rounding; so few steps (350 by default) that it costs nothing."""
+    beta1 = _betas(group)[0]
+    return ceil(log(1e-16) / log(beta1)) if beta1 > 0 else 0
+
+
 ADAM = Ageing(_adam, lambda group: horizon_of(_betas(group)))
 NADAM = Ageing(_nadam, _nadam_horizon)
 RADAM = Ageing(_radam, lambda group: _rectified_horizon(_betas(group)))
-ADAMAX = Ageing(_adamax, lambda group: horizon_of((_betas(group)[0], 0.0)))
+ADAMAX = Ageing(_adamax, _adamax_horizon)

@@ -86,7 +86,7 @@ def evaluate(
     except Exception as error:
         raise EditError(f"the network could not run on the batch: {error}") from error
     activations = {tap: tensor.detach() for tap, tensor in before.items()}
-    if value is None:
+    if loss is None:
         return Evaluation(output, None, activations)
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
         raise EditError("the loss must be a scalar tensor that depends on the network's output")

@@ -82,7 +82,7 @@ class History:
 
     def __getitem__(self, number: int) -> Version:
         for version in self.versions:
-            if version.number == number:
+            if isinstance(number, int) and version.number == number:
                 return version
         raise GraphnetError(f"there is no version {number}; the history has {[v.number for v in self.versions]}")
 
@@ -101,6 +101,8 @@ class History:
 
     def birth_versions(self, group: str) -> Mapping[int, int]:
         """For each unit of the newest version's group the version in which it joined the live units last."""
+        if not isinstance(group, str) or group not in self.versions[0].graph.groups:
+            raise GraphnetError(f"there is no unit group {group!r} in the first version's graph")
         born: dict[int, int] = dict.fromkeys(self.versions[0].graph.groups[group].ids, self.versions[0].number)
         for version in self.versions[1:]:
             for step in version.steps:

@@ -225,9 +225,7 @@ class Network(nn.Module):
             for slot, value, rule in attached.state_tensors(tensor, name):
                 newborn = attached.newborn(tensor, rule)
                 magnitude = rule.magnitude or rule.power == 2
-                yield Slot(
-                    ("state", key, name, slot), name, value.detach(), dims, newborn, rule.power, magnitude
-                )
+                yield Slot(("state", key, name, slot), name, value.detach(), dims, newborn, rule.power, magnitude)
             births = attached.updates.births.get(tensor)
             if births is None:
                 continue

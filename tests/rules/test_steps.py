@@ -122,7 +122,7 @@ def test_frozen_groups_do_not_match_and_naming_one_is_rejected() -> None:
     frozen = [name for name, group in net.graph.groups.items() if group.frozen is not None]
     assert "head" in frozen
     match = {"nodes": {"h": {"kind": "units"}}}
-    found = run(net, {"do": "grow", "units": "h", "count": 1}, match=match)
+    found = run(net, {"do": "grow", "units": "h", "count": 1, "init": "kaiming"}, match=match)
     assert found.applied
     assert not set(frozen) & {change.group for change in found.changes}
     for name in frozen:

@@ -112,6 +112,8 @@ def _directions(newborns: Newborns, producer: Block, consumer: Block) -> Tensor:
         newborns.batch, newborns.loss, "gradmax", taps=(source, _op(consumer)), needs_loss=True
     )
     h, delta = found.activations[source].double(), found.gradients[_op(consumer)].double()
+    if not bool(h.isfinite().all() and delta.isfinite().all()):
+        raise EditError("gradmax: the activations or gradients of the batch are not finite: check data and weights")
     if isinstance(before.op, LinearOp) and isinstance(after.op, LinearOp):
         gradient = delta.reshape(-1, delta.shape[-1]).T @ h.reshape(-1, h.shape[-1])
         left: Tensor = torch.linalg.svd(gradient, full_matrices=False).U

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graphnet.edit.host import Batch, Loss
 from graphnet.edit.newborns import Newborns
+from graphnet.edit.operators.grow import check_options
 from graphnet.edit.operators.prune import choose, lowest_first
 from graphnet.edit.plan import Plan, PlanHost, Step
 from graphnet.edit.scores import SCORES
@@ -67,6 +68,7 @@ def recruit(
     """Bring dormant units back; returns their ids. See :meth:`graphnet.edit.edit.Edit.recruit`."""
     before = plan.graph.editable(group)
     STATES.get(state)
+    check_options(f"recruit {before.name!r}", "state_options", state_options)
     if not before.dormant:
         raise EditError(f"recruit {before.name!r}: it has no dormant units")
     if (units is None) == (highest is None):

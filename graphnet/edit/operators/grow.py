@@ -12,8 +12,9 @@ from graphnet.edit.newborns import Claim, Newborns
 from graphnet.edit.plan import Plan, Preserves, Step, weakest
 from graphnet.edit.states import STATES, set_speed
 from graphnet.errors import EditError
+from graphnet.ir.infer import MAX_UNITS
 
-__all__ = ["grow"]
+__all__ = ["check_claim", "check_options", "check_promise", "grow"]
 
 
 def grow(
@@ -35,8 +36,12 @@ def grow(
     See :meth:`graphnet.edit.edit.Edit.grow`.
     """
     before = plan.graph.editable(group)
+    check_promise(f"grow {before.name!r}", preserves)
+    check_options(f"grow {before.name!r}", "state_options", state_options)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise EditError(f"grow {before.name!r}: count is a whole number of at least 1, not {count!r}")
+    if before.size + len(before.dormant) + count > MAX_UNITS:
+        raise EditError(f"grow {before.name!r}: a group has at most {MAX_UNITS:,} units; {count:,} more are too many")
     INITIALISERS.get(init), STATES.get(state)
     if preserves == "function" and before.output:
         raise EditError(
@@ -60,12 +65,22 @@ def grow(
     return born
 
 
+def check_promise(what: str, wanted: object) -> None:
+    """Refuse a ``preserves=`` that is none of the three."""
+    if wanted is not None and (not isinstance(wanted, str) or wanted not in ("function", "approximate", "none")):
+        raise EditError(f"{what}: preserves is 'function', 'approximate' or 'none', not {wanted!r}")
+
+
+def check_options(what: str, name: str, options: object) -> None:
+    """Refuse options that are no mapping by name."""
+    if options is not None and not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
+        raise EditError(f"{what}: {name} is a mapping from the name of an option to its value, not {options!r}")
+
+
 def check_claim(what: str, claim: Claim, wanted: Preserves | None) -> None:
     """Refuse where less holds than was asked for."""
     if wanted is None:
         return
-    if wanted not in ("function", "approximate", "none"):
-        raise EditError(f"{what}: preserves is 'function', 'approximate' or 'none', not {wanted!r}")
     if weakest(claim.preserves, wanted) != wanted:
         held = f"preserves={claim.preserves!r} is what holds"
         raise EditError(f"{what} cannot promise preserves={wanted!r}: {claim.note or held}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphnet.edit.host import Batch, Loss
 from graphnet.edit.newborns import Claim, visible
-from graphnet.edit.operators.grow import check_claim
+from graphnet.edit.operators.grow import check_claim, check_promise
 from graphnet.edit.plan import Plan, Preserves, Step
 from graphnet.edit.scores import SCORES
 from graphnet.edit.scores.base import Scoring
@@ -37,6 +37,7 @@ def prune(
 ) -> tuple[int, ...]:
     """Remove units from a group; returns their ids. See :meth:`graphnet.edit.edit.Edit.prune`."""
     before = plan.graph.editable(group)
+    check_promise(f"prune {before.name!r}", preserves)
     chosen = choose(plan, before, "prune", units, lowest, keep, score, batch, loss, options)
     claim, note = _claim(plan, before, chosen)
     check_claim(f"prune {before.name!r}", Claim(claim, note), preserves)

@@ -22,6 +22,8 @@ def rewind(
     """Restore tensors from a snapshot by unit id; returns their names. See :meth:`graphnet.edit.edit.Edit.rewind`."""
     if not isinstance(snapshot, Snapshot):
         raise EditError(f"rewind needs a snapshot of this network (net.snapshot()), not a {type(snapshot).__name__}")
+    if not isinstance(clear_state, bool):
+        raise EditError(f"rewind: clear_state is True or False, not {clear_state!r}")
     names = _tensors(plan, groups)
     for name in names:
         spec = plan.spec(name)
@@ -42,6 +44,8 @@ def rewind(
 def _tensors(plan: Plan, groups: str | Sequence[str] | None) -> tuple[str, ...]:
     if groups is None:
         return tuple(plan.graph.tensors)
+    if not isinstance(groups, str | list | tuple):
+        raise EditError(f"rewind: give a group, a list of groups, or None for every tensor; not {groups!r}")
     named = [groups] if isinstance(groups, str) else list(groups)
     found: dict[str, None] = {}
     for group in named:
