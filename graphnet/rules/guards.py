@@ -396,6 +396,8 @@ def check_metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
         One is no number.
     """
     found = {}
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise GraphnetError(f"metrics are a mapping from a name to a number, not {metrics!r}")
     for name, value in (metrics or {}).items():
         try:
             found[name] = float(value)

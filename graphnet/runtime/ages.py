@@ -85,10 +85,10 @@ def _betas(group: Group) -> tuple[float, float]:
 
 def _adam(s: Slices) -> Tensor:
     beta1, beta2 = _betas(s.group)
-    first = (1.0 - beta1**s.ages).to(s.before.dtype)
-    second = (1.0 - beta2**s.ages).sqrt().to(s.before.dtype)
+    first: Tensor = (1.0 - torch.pow(beta1, s.ages)).to(s.before.dtype)
+    second: Tensor = (1.0 - torch.pow(beta2, s.ages)).sqrt().to(s.before.dtype)
     m, v = s.state("exp_avg"), s.state("max_exp_avg_sq" if s.group["amsgrad"] else "exp_avg_sq")
-    return s.decayed - float(s.group["lr"]) * (m / first) / (v.sqrt() / second + s.group["eps"])
+    return s.decayed - float(s.group["lr"]) * (m / first) / (v.sqrt() / second + float(s.group["eps"]))
 
 
 def _nadam(s: Slices) -> Tensor:
@@ -100,11 +100,11 @@ def _nadam(s: Slices) -> Tensor:
     products = _mu_products(beta1, psi, 1 << s.oldest.bit_length()).to(s.ages.device)
     product = products[(s.ages.long() - 1).clamp(0, len(products) - 1)]
     mu, following = _mu(beta1, psi, s.ages), _mu(beta1, psi, s.ages + 1)
-    of_gradient = ((1.0 - mu) / (1.0 - product)).to(g.dtype)
-    of_moment = (following / (1.0 - product * following)).to(g.dtype)
-    second = (1.0 - beta2**s.ages).sqrt().to(g.dtype)
+    of_gradient: Tensor = ((1.0 - mu) / (1.0 - product)).to(g.dtype)
+    of_moment: Tensor = (following / (1.0 - product * following)).to(g.dtype)
+    second: Tensor = (1.0 - torch.pow(beta2, s.ages)).sqrt().to(g.dtype)
     step = of_gradient * g + of_moment * s.state("exp_avg")
-    return s.decayed - lr * step / (s.state("exp_avg_sq").sqrt() / second + s.group["eps"])
+    return s.decayed - lr * step / (s.state("exp_avg_sq").sqrt() / second + float(s.group["eps"]))
 
 
 def _mu(beta1: float, psi: float, ages: Tensor) -> Tensor:
@@ -127,15 +127,15 @@ def _nadam_horizon(group: Group) -> int:
 
 def _radam(s: Slices) -> Tensor:
     beta1, beta2 = _betas(s.group)
-    first = (1.0 - beta1**s.ages).to(s.before.dtype)
-    powers = beta2**s.ages
+    first: Tensor = (1.0 - torch.pow(beta1, s.ages)).to(s.before.dtype)
+    powers = torch.pow(beta2, s.ages)
     longest = 2.0 / (1.0 - beta2) - 1.0
     length = longest - 2.0 * s.ages * powers / (1.0 - powers)
     rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     adaptive = length > 5.0
     factor = torch.where(adaptive, rectified * (1.0 - powers), torch.ones_like(rectified)).sqrt().to(s.before.dtype)
     step = float(s.group["lr"]) * (s.state("exp_avg") / first) * factor
-    return s.decayed - torch.where(adaptive, step / (s.state("exp_avg_sq").sqrt() + s.group["eps"]), step)
+    return s.decayed - torch.where(adaptive, step / (s.state("exp_avg_sq").sqrt() + float(s.group["eps"])), step)
 
 
 @lru_cache(maxsize=64)
@@ -149,7 +149,7 @@ def _rectified_horizon(betas: tuple[float, float]) -> int:
 
 
 def _adamax(s: Slices) -> Tensor:
-    first = (1.0 - _betas(s.group)[0] ** s.ages).to(s.before.dtype)
+    first: Tensor = (1.0 - torch.pow(_betas(s.group)[0], s.ages)).to(s.before.dtype)
     return s.decayed - float(s.group["lr"]) * (s.state("exp_avg") / first) / s.state("exp_inf")
 
 

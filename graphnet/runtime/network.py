@@ -27,6 +27,7 @@ from graphnet.ir.graph import Graph
 from graphnet.runtime.evaluate import evaluate
 from graphnet.runtime.history import History, Version
 from graphnet.runtime.initialise import kaiming_uniform
+from graphnet.runtime.intact import check_intact
 from graphnet.runtime.optimizers import Attached
 from graphnet.runtime.resize import check_settable, refuse
 from graphnet.runtime.swaps import swaps_of
@@ -81,7 +82,7 @@ class Network(nn.Module):
         super().__init__()
         if not isinstance(graph, Graph):
             raise GraphError(f"a Network is built from a gn.Graph (gn.load, gn.mlp ...), not a {type(graph).__name__}")
-        if init not in ("torch", "kaiming"):
+        if not isinstance(init, str) or init not in ("torch", "kaiming"):
             raise GraphError(f"init is 'torch' or 'kaiming', not {init!r}")
         self._seed = check_seed(seed)
         with torch.random.fork_rng(devices=[]):
@@ -143,10 +144,15 @@ class Network(nn.Module):
 
     def tensor(self, name: str) -> Tensor:
         """A stored tensor by its name in the state dict: a parameter or a buffer."""
+        if not isinstance(name, str):
+            raise GraphError(f"a tensor is named by text, not by {name!r}")
         module, _, attribute = name.rpartition(".")
-        tensor = getattr(self.get_submodule(module), attribute)
+        try:
+            tensor = getattr(self.get_submodule(module), attribute)
+        except AttributeError:
+            tensor = None
         if not isinstance(tensor, Tensor):
-            raise GraphError(f"{name!r} is not a tensor of this network")
+            raise GraphError(f"there is no tensor {name!r} in this network: net.graph.tensors lists them")
         return tensor
 
     def snapshot(self) -> Snapshot:
@@ -282,6 +288,7 @@ class Network(nn.Module):
             raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
         started = time.perf_counter()
         chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
+        check_intact(self.graph, self, self._current.program)
         plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
         edit = Edit(plan)
         token, before = _Open(), self._current
@@ -314,6 +321,7 @@ class Network(nn.Module):
                 )
 
     def _commit(self, plan: Plan, seed: int, started: float) -> None:
+        check_intact(self.graph, self, self._current.program)  # the block may have changed it
         result = plan.result()  # on detached tensors: no grad mode to switch, so none to leave switched
         self._check_held()
         for name in result.tensors:
@@ -366,6 +374,15 @@ class Network(nn.Module):
         from graphnet.runtime.checkpoint import save
 
         return save(self, path, **extra)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors as :meth:`torch.nn.Module.load_state_dict` does; with ``assign`` the code reads the new ones."""
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        if assign:
+            current = self._current
+            tie(current.graph, self)
+            self.__dict__["_current"] = replace(current, program=lower(current.graph, self))
+        return loaded
 
     def _count_params(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -58,6 +58,8 @@ class OptimizerRule:
         Whether an update stays as it is when every gradient so far is multiplied by one positive number.
     decay : callable
         What a step multiplies the weights by before the update, from the parameter group and the state before it.
+    average : (str, callable), optional
+        The slot that averages the weights, and the share of the newest ones in it, from the state before a step.
     resets : mapping of str to Any, optional
         For an optimizer whose state couples all elements: an edit clears the state and sets these of its attributes.
     """
@@ -67,6 +69,7 @@ class OptimizerRule:
     ageing: Ageing | None = None
     invariant: bool = False
     decay: Callable[[Group, Mapping[str, Any]], float] = field(default=_no_decay)
+    average: tuple[str, Callable[[Mapping[str, Any]], float]] | None = None
     resets: Mapping[str, Any] | None = None
 
 
@@ -81,6 +84,10 @@ def _always_decoupled(group: Group, state: Mapping[str, Any]) -> float:
 
 def _averaged(group: Group, state: Mapping[str, Any]) -> float:
     return 1.0 - float(group["lambd"]) * float(state.get("eta", group["lr"]))
+
+
+def _newest(state: Mapping[str, Any]) -> float:
+    return float(state.get("mu", 1.0))
 
 
 def _initial_sum(optimizer: Optimizer, group: Group) -> float:
@@ -114,7 +121,9 @@ _RULES: dict[type[Optimizer], OptimizerRule] = {
         {"square_avg": _SECOND, "acc_delta": SlotRule(magnitude=True)}, invariant=True
     ),
     torch.optim.Rprop: OptimizerRule({"prev": _FIRST, "step_size": SlotRule(_lr)}, invariant=True),
-    torch.optim.ASGD: OptimizerRule({"ax": SlotRule("weight")}, ("step", "eta", "mu"), decay=_averaged),
+    torch.optim.ASGD: OptimizerRule(
+        {"ax": SlotRule("weight")}, ("step", "eta", "mu"), decay=_averaged, average=("ax", _newest)
+    ),
     torch.optim.LBFGS: OptimizerRule({}, (), resets={"_numel_cache": None}),
 }  # fmt: skip
 

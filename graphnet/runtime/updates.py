@@ -53,6 +53,7 @@ class _Saved:
     births: Births
     step: int
     decay: float  # decoupled: what the step multiplies the weights by
+    newest: float  # the share of the newest weights in the optimizer's average of them, where it keeps one
     blocks: dict[int, tuple[Tensor, Tensor]]  # dimension -> (positions, weights before the step)
 
 
@@ -95,9 +96,9 @@ class UpdateCorrection:
                     at = at.to(parameter.device)
                     blocks[dim] = (at, parameter.detach().index_select(dim, at))
             if blocks:
-                self._saved.append(
-                    _Saved(parameter, births, step, self.rule.decay(group, optimizer.state.get(parameter, {})), blocks)
-                )
+                state = optimizer.state.get(parameter, {})
+                newest = self.rule.average[1](state) if self.rule.average is not None else 1.0
+                self._saved.append(_Saved(parameter, births, step, self.rule.decay(group, state), newest, blocks))
             elif not births.multiplier:
                 del self.births[parameter]
 
@@ -132,15 +133,31 @@ class UpdateCorrection:
             return
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         for saved in self._saved:
+            if self.rule.ageing is None and saved.parameter.grad is None:
+                continue  # no gradient, no step
             if self.rule.ageing is not None and self._count(saved.parameter) != saved.step + 1:
                 continue  # the step was skipped, by a gradient scaler for instance
             group = groups[saved.parameter]
             corrected = [
                 (dim, at, self._corrected(saved, dim, at, before, group)) for dim, (at, before) in saved.blocks.items()
             ]
+            self._average(saved, corrected)
             for dim, at, value in corrected:  # blocks overlap in their corners, where all of them hold the same value
                 saved.parameter.index_copy_(dim, at, value)
         self._saved.clear()
+
+    def _average(self, saved: _Saved, corrected: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Let the optimizer's average of the weights see the corrected ones; it is linear in them."""
+        if self.rule.average is None:
+            return
+        average = self.optimizer.state[saved.parameter][self.rule.average[0]]
+        seen = []
+        for dim, at, value in corrected:
+            gap = value - saved.parameter.detach().index_select(dim, at)
+            held = average.index_select(dim, at) + saved.newest * gap
+            seen.append((dim, at, value if saved.newest == 1.0 else held))
+        for dim, at, held in seen:
+            average.index_copy_(dim, at, held)
 
     def _corrected(self, saved: _Saved, dim: int, at: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
         parameter, births = saved.parameter, saved.births

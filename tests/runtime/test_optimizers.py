@@ -8,11 +8,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.optim import (
-    ASGD, LBFGS, SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Muon, NAdam, Optimizer, RAdam, RMSprop, Rprop,
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
     SparseAdam,
 )  # fmt: skip
 
@@ -198,6 +213,42 @@ def test_the_average_of_replicas_is_divided_as_the_weights_are() -> None:
     ax, bias = optimizer.state[net.fc2.weight]["ax"], optimizer.state[net.fc1.bias]["ax"]
     torch.testing.assert_close(ax.sum(1), before.sum(1))
     assert set(bias.tolist()) == set(bias[:6].tolist())
+
+
+def test_a_newborns_average_follows_weights_that_are_written_later() -> None:
+    net, optimizer = trained("asgd", mlp())
+    with net.edit() as edit:
+        edit.grow("fc1", 2, init="kaiming")
+        _, average = edit._plan.slots("fc1.bias")["state", "0", "fc1.bias", "ax"]
+        assert not (average.value()[6:] == 5.0).any()
+        edit._plan.staged("fc1.bias").write([np.array([6, 7])], torch.tensor([5.0, 5.0]))
+    assert optimizer.state[net.fc1.bias]["ax"][6:].tolist() == [5.0, 5.0]
+
+
+def test_the_average_is_of_the_weights_that_two_speed_made() -> None:
+    net, optimizer = trained("asgd", mlp())
+    with net.edit() as edit:
+        edit.grow("fc1", 3, speed=(4.0, 3))
+        edit.grow("fc2", 2, speed=(2.0, 5))
+    shares = set()
+    for step in range(4):
+        before = {name: copy.deepcopy(optimizer.state[p]) for name, p in net.named_parameters()}
+        train(net, optimizer, 1, seed=step)
+        for name, p in net.named_parameters():
+            ax, mu = before[name]["ax"], float(before[name]["mu"])
+            torch.testing.assert_close(optimizer.state[p]["ax"], ax + mu * (p.detach() - ax), rtol=0, atol=1e-15)
+            shares.add(mu)
+    assert max(shares) < 1.0
+
+
+def test_a_parameter_without_a_gradient_is_left_alone() -> None:
+    net, optimizer = trained("asgd", mlp())
+    with net.edit() as edit:
+        edit.grow("fc1", 6, init="net2wider", state="scaled", state_options={"trajectory": True})
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer.zero_grad()
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
 # -- aged ---------------------------------------------------------------------------------------------------------
@@ -451,17 +502,20 @@ def test_an_edit_clears_the_state_of_lbfgs() -> None:
     optimizer = LBFGS(net.parameters(), lr=0.2, max_iter=3)
     net.attach(optimizer)
     run_step(net, optimizer, 0, "fc1", set())
-    assert optimizer.state and optimizer._numel_cache
-    with pytest.raises(gn.GraphError, match="no such group"), net.edit() as edit:
+    assert optimizer.state
+    assert optimizer._numel_cache
+    with pytest.raises(gn.GraphError, match="no such group"), net.edit() as edit:  # noqa: PT012
         edit.grow("fc1", 2)
         edit.grow("no such group", 2)
     assert optimizer.state
     swap = _reset_swap(optimizer, {"_numel_cache": None})
     held, size = dict(optimizer.state), optimizer._numel_cache
     swap.do()
-    assert not optimizer.state and optimizer._numel_cache is None
+    assert not optimizer.state
+    assert optimizer._numel_cache is None
     swap.undo()
-    assert dict(optimizer.state) == held and optimizer._numel_cache == size
+    assert dict(optimizer.state) == held
+    assert optimizer._numel_cache == size
     with net.edit() as edit:
         edit.grow("fc1", 2)
     assert not optimizer.state

@@ -71,7 +71,7 @@ class _Conv(Op):
                 if size % self.groups:
                     raise ctx.error(f"{size} {what} channels cannot be divided into {self.groups} groups")
             grouping = ctx.units(self.groups, role="groups", minimum=2)
-            each = ctx.units(count // self.groups, role="group_inputs")
+            each = ctx.units(count // self.groups, role="group_inputs", minimum=2)
             out = times(grouping, ctx.units(self.out // self.groups, role="group_outputs"))
             ctx.unify(channels, times(grouping, each))
             ctx.size("groups", grouping)
