@@ -106,7 +106,7 @@ def check_version(data: Mapping[str, Any], kind: str, *, source: str | None = No
     """
     source = source or f"{kind} document"
     found = data.get("kind", kind)
-    if found != kind:
+    if not isinstance(found, str) or found != kind:
         raise SchemaError(f"{source}: at kind: found {show_value(found)}; expected '{kind}'{_suggest(found, [kind])}")
     version = data.get("schema_version", SCHEMA_VERSION)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:

@@ -307,3 +307,28 @@ def test_a_square_layer_used_twice_is_written_once(init: str) -> None:
     with net.edit() as edit:
         edit.grow("a", 2, init=init, preserves="function")
     torch.testing.assert_close(net(*inputs), before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", [10**12, 0, None, 1.5, [], True])
+def test_a_checkpoint_is_named_by_a_path(path: object) -> None:
+    with pytest.raises(gn.CheckpointError):
+        gn.load_network(path)  # type: ignore[arg-type]
+
+
+def test_a_kind_that_is_an_array_is_a_schema_error() -> None:
+    with pytest.raises(gn.SchemaError, match="at kind"):
+        gn.load({"kind": np.array([1, 2])})
+
+
+def test_loading_with_assign_changes_what_the_network_computes() -> None:
+    graph = gn.transformer(11, width=8, depth=1, heads=2, context=5)
+    one, two = gn.Network(graph, seed=0).eval(), gn.Network(graph, seed=1).eval()
+    tokens = torch.arange(5)[None]
+    one.load_state_dict(two.state_dict(), assign=True)
+    assert torch.equal(one(tokens), two(tokens))
+
+
+@pytest.mark.parametrize("name", ["fc9.weight", "fc1", "fc1.weigth", "", 3, None])
+def test_a_tensor_that_is_not_there_is_a_graph_error(name: object) -> None:
+    with pytest.raises(gn.GraphError):
+        gn.Network(gn.mlp([4, 8, 2])).tensor(name)  # type: ignore[arg-type]

@@ -188,6 +188,8 @@ def read_sealed(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tuple[bytes, bytes, bytes]]:
     """The checked header, and the file in three parts: length, header, data."""
+    if not isinstance(path, str | os.PathLike):  # a number would be taken for an open file
+        raise CheckpointError(f"a checkpoint is named by its path, not by {path!r}")
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder: a checkpoint is one file")
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -197,3 +197,22 @@ def test_every_group_of_a_graph_can_be_grown_and_pruned(graph: gn.Graph) -> None
             with net.edit() as edit:
                 edit.prune(group, lowest=1, score="random")
             check_lowering(net)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_attention_prunes_to_one_head_and_grows_from_one(kv_heads: int | None) -> None:
+    graph = gn.transformer(11, width=16, depth=1, heads=4, kv_heads=kv_heads, context=6)
+    name = "blocks.0.q_proj.heads" if kv_heads is None else "blocks.0.q_proj.kv_heads"
+    net = random_network(graph, 0)
+    with net.edit() as edit:
+        edit.prune(name, keep=1)
+    check_lowering(net)
+    with net.edit() as edit:
+        edit.grow(name, 2)
+    check_lowering(net)
+
+
+def test_a_head_keeps_two_features() -> None:
+    net = random_network(gn.transformer(11, width=16, depth=1, heads=4, context=6), 0)
+    with pytest.raises(gn.EditError, match="keeps at least 2"), net.edit() as edit:
+        edit.prune("blocks.0.v_proj.head_dim", keep=1)

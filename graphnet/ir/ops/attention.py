@@ -53,7 +53,7 @@ class Attention(Op):
         for x in (k, v):
             ctx.unify(q[0], x[0])
         shared = self.kv_heads is not None and self.kv_heads != self.heads
-        head = ctx.units(kv_heads, role="kv_heads" if shared else "heads", minimum=2)
+        head = ctx.units(kv_heads, role="kv_heads" if shared else "heads")
         dim = ctx.units(ctx.number(q[2]) // self.heads, role="head_dim", minimum=2)
         value = ctx.units(ctx.number(v[2]) // kv_heads, role="head_dim", minimum=2)
         queries = times(head, ctx.units(self.heads // kv_heads, role="queries_per_kv", minimum=2)) if shared else head
