@@ -357,7 +357,7 @@ def times(run: Run, backbone: str, looks: Mapping[str, Style]) -> str:
 def environment(found: Mapping[str, Any]) -> str:
     """Versions, machine and date, as recorded."""
     rows = [[escape(key), escape(value)] for key, value in _flat(found)]
-    return html_table("Where the run was made", ["What", "Value"], rows) if rows else ""
+    return html_table("Where the run was made", ["What", "Value"], rows, head_columns=2) if rows else ""
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
