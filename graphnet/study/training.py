@@ -121,10 +121,12 @@ class CellTraining(CellSession):
             self._train(self.phases["cycle"])
             check_matched(self.net, self.targets)
             write_json(self.folder / "graph_after.json", self.net.graph.to_document())
+            self._keep("cycle")
             if self.experiment.ticket.enabled:
                 self._begin_ticket()
         if self.at.phase == "ticket":
             self._train(self.phases["ticket"])
+            self._keep("ticket")
         self._describe("done")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
@@ -276,6 +278,10 @@ class CellTraining(CellSession):
         if self.kept is not None:
             extra["kept"] = {"graph": self.kept.graph.to_document(), "tensors": dict(self.kept.tensors)}
         save(self.net, self.checkpoint, extra=extra, rng=False)
+
+    def _keep(self, phase: str) -> None:
+        """Keep the network that a phase ended with, for :func:`graphnet.load_network`."""
+        save(self.net, self.folder / f"{phase}.gn", rng=False)
 
     def _resume(self) -> None:
         """Go on from the checkpoint, or begin where there is none."""

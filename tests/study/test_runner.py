@@ -70,6 +70,9 @@ def test_a_study_from_end_to_end(tmp_path: Path, small: Small) -> None:
         assert before.groups["fc1"].size == 24
         assert {name: after.groups[name].size for name in cell["targets"]} == cell["targets"]
         assert not (place / "checkpoint").exists()  # finished: nothing to resume
+        kept = gn.load_network(place / "cycle.gn")
+        assert kept.graph.to_document() == json.loads((place / "graph_after.json").read_text())
+        assert (place / "ticket.gn").exists()
     targets = {(c["method"], c["compactness"]): c["targets"] for c in cells}
     assert targets["grow", 0.3] == targets["prune", 0.3] != targets["grow", 0.5]  # matched
     epochs = parquet.read_table(found.folder / "metrics.parquet").to_pylist()
