@@ -27,6 +27,7 @@ from graphnet.testing import (
     state_of,
     wave_loss,
 )
+from graphnet.testing.edits import spare
 from graphnet.testing.graphs import op
 
 
@@ -363,7 +364,7 @@ def test_what_is_said_to_preserve_the_function_does(data: st.DataObject) -> None
     """Random graphs; a unit whose incoming weights, or outgoing ones, are zero; new inputs."""
     graph = data.draw(graphs())
     net = random_network(graph, 2)
-    names = [n for n, g in graph.groups.items() if g.frozen is None and g.size > max(g.minimum, 2 if "." in n else 1)]
+    names = [n for n, g in graph.groups.items() if g.frozen is None and spare(graph, n) > 0]
     if not names:
         return
     group = data.draw(st.sampled_from(sorted(names)))
@@ -387,10 +388,7 @@ def test_the_compact_network_is_the_masked_one(data: st.DataObject) -> None:
     """Pruned by any score, the network gives what it gives with the units' outgoing weights at zero."""
     graph = data.draw(graphs())
     net, inputs = random_network(graph, 2), sample(graph, 5)
-    names = [
-        n for n, g in graph.groups.items()
-        if g.frozen is None and visible(g) is None and g.size > (2 if "." in n else 1)
-    ]  # fmt: skip
+    names = [n for n, g in graph.groups.items() if g.frozen is None and visible(g) is None and spare(graph, n) > 0]
     names = [n for n in names if blocks(net, n, 0, "read")]
     if not names:
         return

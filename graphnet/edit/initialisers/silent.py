@@ -66,7 +66,7 @@ def zero_incoming(
             "batch_norm='allow'"
         )
     if not found.zeroed and found.broken is None:
-        raise EditError(f"zero-incoming: no weight writes {group.name!r}: use another initialiser")
+        raise EditError(f"zero-incoming: no weight writes {group.name!r} that anything reads: use another initialiser")
     for block in newborns.outgoing():
         draw(block, newborns, outgoing)
     for block in newborns.incoming():
