@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from graphnet.ir.layout import Layout, atom, times
 from graphnet.ir.ops.arithmetic import agree
@@ -14,6 +14,9 @@ from graphnet.ir.ops.base import Context, Dims, Role, Shape, register
 __all__ = ["Attend", "Contract"]
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+Terms: TypeAlias = tuple[tuple[int, str], ...]
+"""Each multiplied operand with the letters of its dimensions; one operand may stand twice (``x @ x``)."""
 
 
 @register
@@ -27,7 +30,7 @@ class Contract(Call):
     )  # fmt: skip
     unit_kind: ClassVar[str] = "neurons"
 
-    def terms(self, ranks: Sequence[int]) -> tuple[dict[int, str], str, int | None]:
+    def terms(self, ranks: Sequence[int]) -> tuple[Terms, str, int | None]:
         """Letters of each multiplied operand, letters of the output, and the operand that is added."""
         name, at = self.function, self.operand
         if name == "einsum":
@@ -38,31 +41,31 @@ class Contract(Call):
             assert weight is not None
             batch = _LETTERS[: ranks[x] - 1]
             rows = "Z" if ranks[weight] == 2 else ""
-            return {x: f"{batch}Y", weight: f"{rows}Y"}, batch + rows, at("bias")
+            return ((x, f"{batch}Y"), (weight, f"{rows}Y")), batch + rows, at("bias")
         if name == "bilinear":
             one, two, weight = at("input1"), at("input2"), at("weight")
             assert one is not None
             assert two is not None
             assert weight is not None
             batch = _LETTERS[: ranks[one] - 1]
-            return {one: f"{batch}X", two: f"{batch}Y", weight: "ZXY"}, f"{batch}Z", at("bias")
+            return ((one, f"{batch}X"), (two, f"{batch}Y"), (weight, "ZXY")), f"{batch}Z", at("bias")
         order = [int(str(value["in"])) for value in self.args if isinstance(value, dict) and "in" in value]
         added = order.pop(0) if name in ("addmm", "addmv", "baddbmm") else None
         one, two = order[:2]
         if name == "inner":
             a, b = _LETTERS[: ranks[one] - 1], _LETTERS[ranks[one] : ranks[one] + ranks[two] - 1]
-            return {one: f"{a}Y", two: f"{b}Y"}, a + b, added
+            return ((one, f"{a}Y"), (two, f"{b}Y")), a + b, added
         if name in ("outer", "ger"):
-            return {one: "X", two: "Z"}, "XZ", added
+            return ((one, "X"), (two, "Z")), "XZ", added
         lead = max(ranks[one], ranks[two]) - 2
         batch = _LETTERS[: max(lead, 0)]
         left = batch[len(batch) - (ranks[one] - 2) :] + "X" if ranks[one] > 1 else ""
         right = batch[len(batch) - (ranks[two] - 2) :] if ranks[two] > 1 else ""
         last = "Z" if ranks[two] > 1 else ""
         out = batch + ("X" if ranks[one] > 1 else "") + last
-        return {one: f"{left}Y", two: f"{right}Y{last}"}, out, added
+        return ((one, f"{left}Y"), (two, f"{right}Y{last}")), out, added
 
-    def _einsum(self, ranks: Sequence[int]) -> tuple[dict[int, str], str, int | None]:
+    def _einsum(self, ranks: Sequence[int]) -> tuple[Terms, str, int | None]:
         equation = str(self.arg("equation")).replace(" ", "")
         left, arrow, out = equation.partition("->")
         parts = left.split(",")
@@ -70,19 +73,19 @@ class Contract(Call):
         spare = [letter for letter in _LETTERS if letter not in equation]
         widest = max(ranks[at] - len(part.replace("...", "")) for at, part in zip(operands, parts, strict=True))
         dots = "".join(spare[:widest])
-        terms = {}
+        terms = []
         for at, part in zip(operands, parts, strict=True):
             own = dots[len(dots) - (ranks[at] - len(part.replace("...", ""))) :] if "..." in part else ""
-            terms[at] = part.replace("...", own)
+            terms.append((at, part.replace("...", own)))
         if not arrow:
             letters = "".join(parts).replace("...", "")
             out = ("..." if "..." in left else "") + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
-        return terms, out.replace("...", dots), None
+        return tuple(terms), out.replace("...", dots), None
 
     def rule(self, ctx: Context, *inputs: Dims) -> Dims:
         terms, out, added = self.terms([len(dims) for dims in inputs])
         table: dict[str, Layout] = {}
-        for at, letters in terms.items():
+        for at, letters in terms:
             for letter, dim in zip(letters, inputs[at], strict=True):
                 if letter in table:
                     table[letter] = agree(ctx, table[letter], dim)
@@ -90,7 +93,7 @@ class Contract(Call):
                     table[letter] = dim
         summed = [letter for letter in table if letter not in out]
         for letter in summed:
-            ctx.sum_over(table[letter], "it is multiplied and summed over", *terms)
+            ctx.sum_over(table[letter], "it is multiplied and summed over", *(at for at, _ in terms))
         self._say_roles(ctx, inputs, terms, out)
         self._name_factors(ctx, terms, table, inputs)
         found = tuple(table[letter] for letter in out)
@@ -104,24 +107,22 @@ class Contract(Call):
             )
         return found
 
-    def _say_roles(self, ctx: Context, inputs: Sequence[Dims], terms: Mapping[int, str], out: str) -> None:
-        for at, letters in terms.items():
-            others = {letter for other, held in terms.items() if other != at for letter in held}
+    def _say_roles(self, ctx: Context, inputs: Sequence[Dims], terms: Terms, out: str) -> None:
+        for place, (at, letters) in enumerate(terms):
+            others = {letter for other, (_, held) in enumerate(terms) if other != place for letter in held}
             roles: list[Role | None] = ["write" if letter in out else "read" for letter in letters]
             ctx.use(at, roles, "weight")
-            first = at == min(terms)
+            first = at == min(operand for operand, _ in terms)
             inner: list[Role | None] = [
                 None if letter in out or letter not in others else "read" if first else "write" for letter in letters
             ]
             ctx.use(at, inner, "weight", inner=True)
 
-    def _name_factors(
-        self, ctx: Context, terms: Mapping[int, str], table: Mapping[str, Layout], inputs: Sequence[Dims]
-    ) -> None:
+    def _name_factors(self, ctx: Context, terms: Terms, table: Mapping[str, Layout], inputs: Sequence[Dims]) -> None:
         """Products of activations by head: which factor is the heads, which the features of one head."""
         if self.function not in ("matmul", "bmm", "einsum", "baddbmm") or max(len(dims) for dims in inputs) < 4:
             return
-        for letters in terms.values():
+        for _, letters in terms:
             if len(letters) >= 4:
                 ctx.hint(table[letters[-3]], "heads")
                 ctx.hint(table[letters[-1]], "head_dim")
@@ -132,7 +133,7 @@ class Contract(Call):
         if len(terms) < 2:
             return 0
         sizes: dict[str, int] = {}
-        for at, letters in terms.items():
+        for at, letters in terms:
             for letter, size in zip(letters, inputs[at], strict=True):
                 sizes[letter] = max(size, sizes.get(letter, 1))
         return 2 * prod(sizes.values())
