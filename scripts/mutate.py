@@ -1,37 +1,41 @@
 """Mutation testing: break the surgery code in named ways and see that the default tests notice every one.
 
 Each fault replaces one short text of one file by another. `python scripts/mutate.py` applies them one at a time in
-copies of the tree, runs the tests that should notice first and the other default tests only where those did not, and
-writes docs/mutation.md. A fault whose text is not found exactly once stops it before anything is run: the code has
-changed, and the fault must be written anew. The faults are in scripts/faults.py.
+copies of the committed tree, runs the tests that should notice first and the other default tests only where those did
+not, and writes docs/mutation.md. A fault whose text is not found exactly once stops it before anything is run: the
+code has changed, and the fault must be written anew. The faults are in scripts/faults.py.
 
     python scripts/mutate.py                      every fault, two at a time, and the page
+    python scripts/mutate.py --log runs/faults    the same, and outcomes that are in the file already are taken from it
     python scripts/mutate.py --only kron_transposed newborn_ids_reused
+    python scripts/mutate.py --working            of the working tree, with what is not committed
     python scripts/mutate.py --check              only whether every text is found
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "mutation.md"
-COPIED = ("graphnet", "compilers", "schemas", "scripts", "tests", "docs", "examples", "pyproject.toml", "README.md",
-          "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "mkdocs.yml")  # fmt: skip
 REST = (
     "tests/ir",
     "tests/edit",
@@ -42,119 +46,153 @@ REST = (
     "tests/study",
     "tests",
 )
-SECONDS = 900
-"""After so long a run counts as noticed: the fault made something endless."""
+SKIPPED = (".venv", ".git", "__pycache__", "*.so", "typed", "site", "runs", "build", "dist", ".hypothesis", ".*_cache",
+           "*.egg-info")  # fmt: skip
 
 HEAD = """\
 <!-- Written by scripts/mutate.py; edit scripts/faults.py, then run the script. -->
 
 # Mutation testing
 
-Tests that pass say little unless they can fail. `scripts/mutate.py` breaks the code that edits networks in named ways,
-one at a time, and runs the default tests (`make test`) on each: every fault must make a test fail.
+Tests that pass say little unless they can fail. `make mutate` breaks the code that edits networks in named ways, one
+at a time, in copies of the committed tree, and runs the default tests (`make test`) on each: every fault must make a
+test fail.
 
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests made of one fault."""
+    """What the tests made of one fault; ``digest`` is that of the fault as it was then."""
 
     name: str
+    digest: str
     killed_by: str | None
     seconds: float
 
 
-def problems(faults: Sequence[Fault]) -> list[str]:
-    """Faults whose text is not found exactly once, and names that are used twice."""
+def digest_of(fault: Fault) -> str:
+    """What tells a fault from what it was before it was edited."""
+    return hashlib.sha256("\0".join((fault.file, fault.old, fault.new)).encode()).hexdigest()[:16]
+
+
+def problems(faults: Sequence[Fault], root: Path) -> list[str]:
+    """Faults whose text is not found exactly once, tests that are not there, and names that are used twice."""
     found = []
     for fault in faults:
-        count = (ROOT / fault.file).read_text().count(fault.old)
+        count = (root / fault.file).read_text().count(fault.old)
         if count != 1:
             found.append(f"{fault.name}: its text occurs {count} times in {fault.file}: {fault.old!r}")
         for test in fault.tests:
-            if not (ROOT / test.partition("::")[0]).exists():
+            path, _, function = test.partition("::")
+            file = root / path
+            if not file.exists() or f"def {function.partition('[')[0]}" not in file.read_text():
                 found.append(f"{fault.name}: there is no {test}")
     names = [fault.name for fault in faults]
     return found + [f"{name}: named twice" for name in sorted({name for name in names if names.count(name) > 1})]
 
 
-def copy_tree(target: Path) -> None:
-    """A copy of the sources and tests, linked so that `graphnet` is imported from it."""
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        elif source.exists():
-            shutil.copy2(source, target / name)
+def copy_tree(target: Path, *, working: bool) -> None:
+    """A copy of the committed tree, or the working one, linked so that `graphnet` is imported from it."""
+    if working:
+        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
+    else:
+        archive = subprocess.run(["git", "archive", "HEAD"], check=True, cwd=ROOT, capture_output=True)
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(target, filter="data")
     subprocess.run([sys.executable, str(target / "scripts" / "link_source.py")], check=True, cwd=target)
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Exit status and output of pytest in a tree; the examples of Hypothesis are the same at every run."""
-    environment = os.environ | {
-        "PYTHONPATH": str(tree / "typed"), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--no-header"]
-    try:
-        run = subprocess.run(
-            [*command, *tests], capture_output=True, text=True, cwd=tree, env=environment, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return 1, "FAILED did not end"
-    return run.returncode, run.stdout + run.stderr
+class Worker:
+    """A copy of the tree, and the process whose forks run tests in it."""
+
+    def __init__(self, tree: Path, *, working: bool) -> None:
+        tree.mkdir()
+        copy_tree(tree, working=working)
+        environment = os.environ | {
+            "PYTHONPATH": str(tree / "typed"), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
+        }  # fmt: skip
+        self.tree = tree
+        self._runner = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forked_tests.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment,
+        )  # fmt: skip
+
+    def test(self, tests: Sequence[str]) -> str | None:
+        """The test that failed; None where all passed. The examples of Hypothesis are the same at every run."""
+        assert self._runner.stdin is not None
+        assert self._runner.stdout is not None
+        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--no-header", *tests]
+        self._runner.stdin.write(json.dumps(options) + "\n")
+        self._runner.stdin.flush()
+        answer = json.loads(self._runner.stdout.readline())
+        status, output = answer["status"], answer["output"]
+        if status == 0:
+            return None
+        if status == -14:
+            return "a test did not end"
+        lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        if status not in (1, 2) or not lines:
+            raise SystemExit(f"pytest did not run (exit status {status}):\n{output[-3000:]}")
+        return str(lines[0].removeprefix("FAILED ").removeprefix("ERROR ").partition(" - ")[0])
+
+    def attempt(self, fault: Fault, *, narrow: bool) -> Outcome:
+        """Break the tree, run the tests, mend it again."""
+        path, started = self.tree / fault.file, time.perf_counter()
+        whole = path.read_text()
+        path.write_text(whole.replace(fault.old, fault.new))
+        try:
+            killed = self.test(fault.tests)
+            if killed is None and not narrow:
+                killed = self.test(REST)
+        finally:
+            path.write_text(whole)
+        return Outcome(fault.name, digest_of(fault), killed, time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End the process."""
+        self._runner.kill()
+        self._runner.wait()
 
 
-def verdict(status: int, output: str) -> str | None:
-    """The test that failed; None where all passed."""
-    if status == 0:
-        return None
-    lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if status not in (1, 2) or not lines:
-        raise SystemExit(f"pytest did not run (exit status {status}):\n{output[-3000:]}")
-    return lines[0].removeprefix("FAILED ").removeprefix("ERROR ").partition(" - ")[0]
-
-
-def try_fault(fault: Fault, tree: Path) -> Outcome:
-    """Break a tree, run the tests, mend it again."""
-    path, started = tree / fault.file, time.perf_counter()
-    whole = path.read_text()
-    path.write_text(whole.replace(fault.old, fault.new))
-    try:
-        killed = verdict(*run_tests(tree, fault.tests))
-        if killed is None:
-            killed = verdict(*run_tests(tree, REST))
-    finally:
-        path.write_text(whole)
-    return Outcome(fault.name, killed, time.perf_counter() - started)
-
-
-def try_all(faults: Sequence[Fault], workers: int) -> list[Outcome]:
-    """Every fault, several at a time, each worker in a copy of its own."""
+def try_all(
+    faults: Sequence[Fault],
+    workers: int,
+    note: Callable[[Outcome], None],
+    *,
+    working: bool,
+    narrow: bool,
+) -> None:
+    """Every fault, several at a time, each worker in a copy of its own; ``note`` hears of each outcome."""
     with tempfile.TemporaryDirectory(prefix="graphnet-mutants-") as folder:
-        trees: SimpleQueue[Path] = SimpleQueue()
-        for number in range(workers):
-            tree = Path(folder) / str(number)
-            tree.mkdir()
-            copy_tree(tree)
-            trees.put(tree)
+        free: SimpleQueue[Worker] = SimpleQueue()
+        made = [Worker(Path(folder) / str(number), working=working) for number in range(workers)]
+        try:
+            for worker in made:
+                free.put(worker)
+            if wrong := problems(faults, made[0].tree):
+                raise SystemExit("\n".join(wrong))
+            unbroken = sorted({test for fault in faults for test in fault.tests})
+            if (failing := made[0].test(unbroken)) is not None:
+                raise SystemExit(f"{failing} fails before anything is broken")
 
-        def one(fault: Fault) -> Outcome:
-            tree = trees.get()
-            try:
-                outcome = try_fault(fault, tree)
-            finally:
-                trees.put(tree)
-            word = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
-            print(f"{outcome.seconds:6.0f} s  {fault.name}: {word}", flush=True)
-            return outcome
+            def one(fault: Fault) -> None:
+                worker = free.get()
+                try:
+                    outcome = worker.attempt(fault, narrow=narrow)
+                finally:
+                    free.put(worker)
+                word = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
+                print(f"{outcome.seconds:6.1f} s  {fault.name}: {word}", flush=True)
+                note(outcome)
 
-        unbroken = sorted({test for fault in faults for test in fault.tests})
-        if (failing := verdict(*run_tests(Path(folder) / "0", unbroken))) is not None:
-            raise SystemExit(f"{failing} fails before anything is broken")
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(one, faults))
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(one, faults):
+                    pass
+        finally:
+            for worker in made:
+                worker.close()
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
@@ -177,32 +215,42 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of faults; the page is not written")
     parser.add_argument("--check", action="store_true", help="only whether every text is found exactly once")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--working", action="store_true", help="copy the working tree, not the committed one")
+    parser.add_argument("--narrow", action="store_true", help="run no other tests than those named with a fault")
     parser.add_argument("--log", type=Path, help="a JSON file of outcomes, taken up where it ends")
     given = parser.parse_args()
-    wrong = problems(FAULTS)
-    if wrong:
-        print("\n".join(wrong), file=sys.stderr)
-        return 2
     if given.check:
-        print(f"{len(FAULTS)} faults, every text found once")
-        return 0
+        wrong = problems(FAULTS, ROOT)
+        print("\n".join(wrong) if wrong else f"{len(FAULTS)} faults, every text found once")
+        return 2 if wrong else 0
     chosen = [fault for fault in FAULTS if given.only is None or fault.name in given.only]
     if given.only is not None and (unknown := set(given.only) - {fault.name for fault in chosen}):
         print(f"there are no faults {sorted(unknown)}", file=sys.stderr)
         return 2
-    done: list[Outcome] = []
-    if given.log is not None and given.log.exists():
-        done = [Outcome(**entry) for entry in json.loads(given.log.read_text())]
-        chosen = [fault for fault in chosen if fault.name not in {outcome.name for outcome in done}]
-    outcomes = done + (try_all(chosen, given.workers) if chosen else [])
-    if given.log is not None:
-        given.log.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    digests = {fault.name: digest_of(fault) for fault in FAULTS}
+    held = json.loads(given.log.read_text()) if given.log is not None and given.log.exists() else []
+    done = {entry["name"]: Outcome(**entry) for entry in held if digests.get(entry["name"]) == entry["digest"]}
+    done = {name: outcome for name, outcome in done.items() if outcome.killed_by is not None}
+    lock = Lock()
+
+    def note(outcome: Outcome) -> None:
+        with lock:
+            done[outcome.name] = outcome
+            if given.log is not None:
+                given.log.parent.mkdir(parents=True, exist_ok=True)
+                given.log.write_text(json.dumps([asdict(one) for one in done.values()], indent=1))
+
+    started = time.perf_counter()
+    open_ = [fault for fault in chosen if fault.name not in done]
+    if open_:
+        try_all(open_, given.workers, note, working=given.working, narrow=given.narrow)
+    outcomes = [done[fault.name] for fault in chosen]
     survivors = [outcome.name for outcome in outcomes if outcome.killed_by is None]
     print(
-        f"{len(outcomes) - len(survivors)} of {len(outcomes)} killed"
+        f"{len(outcomes) - len(survivors)} of {len(outcomes)} killed in {time.perf_counter() - started:.0f} s"
         + (f"; survived: {survivors}" if survivors else "")
     )
-    if given.only is None:
+    if given.only is None and not given.narrow:
         PAGE.write_text(page(outcomes))
     return 1 if survivors else 0
 
