@@ -39,6 +39,9 @@ class BatchNorm(Op):
         ctx.tensor("running_mean", "statistic", (x[1], "slot"), buffer=True)
         ctx.tensor("running_var", "statistic", (x[1], "slot"), newborn=1.0, buffer=True)
         ctx.tensor("num_batches_tracked", "counter", buffer=True)
+        for dim in (x[0], *x[2:]):
+            if not ctx.fixed(dim):
+                ctx.couple(dim, "batch norm takes mean and variance along it")
         return x
 
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:
@@ -112,6 +115,9 @@ class GroupNorm(Op):
         ctx.size("channels", x[1])
         ctx.size("groups", grouping)
         ctx.couple(each, "group norm takes mean and variance along it, inside each group")
+        for dim in x[2:]:
+            if not ctx.fixed(dim):
+                ctx.couple(dim, "group norm takes mean and variance along it")
         _affine(ctx, x[1], weight=True, bias=True)
         return x
 

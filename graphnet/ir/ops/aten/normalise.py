@@ -42,6 +42,10 @@ class Normalise(Call):
             normed = x[1:2]
         else:
             normed = x[1:2]
+        if self.function not in ("layer_norm", "rms_norm"):
+            for dim in (*x[:1], *x[2:]) if self.function == "batch_norm" else x[2:]:
+                if not ctx.fixed(dim):
+                    ctx.couple(dim, "the norm takes its statistics along it")
         for name, (kind, newborn) in _KINDS.items():
             at = self.operand(name) if any(name == key for key in self.given) else None
             if at is None:
