@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -48,6 +48,9 @@ REST = (
 )
 SKIPPED = (".venv", ".git", "__pycache__", "*.so", "typed", "site", "runs", "build", "dist", ".hypothesis", ".*_cache",
            "*.egg-info")  # fmt: skip
+
+ENDLESS = "a test did not end"
+"""What is said of a fault under which a test goes on for ever."""
 
 HEAD = """\
 <!-- Written by scripts/mutate.py; edit scripts/faults.py, then run the script. -->
@@ -131,7 +134,7 @@ class Worker:
         if status == 0:
             return None
         if status == -14:
-            return "a test did not end"
+            return ENDLESS
         lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         if status not in (1, 2) or not lines:
             raise SystemExit(f"pytest did not run (exit status {status}):\n{output[-3000:]}")
@@ -164,7 +167,10 @@ def try_all(
     working: bool,
     narrow: bool,
 ) -> None:
-    """Every fault, several at a time, each worker in a copy of its own; ``note`` hears of each outcome."""
+    """Every fault, several at a time, each worker in a copy of its own; ``note`` hears of each outcome.
+
+    A test that also fails where nothing is broken has noticed nothing.
+    """
     with tempfile.TemporaryDirectory(prefix="graphnet-mutants-") as folder:
         free: SimpleQueue[Worker] = SimpleQueue()
         made = [Worker(Path(folder) / str(number), working=working) for number in range(workers)]
@@ -173,9 +179,7 @@ def try_all(
                 free.put(worker)
             if wrong := problems(faults, made[0].tree):
                 raise SystemExit("\n".join(wrong))
-            unbroken = sorted({test for fault in faults for test in fault.tests})
-            if (failing := made[0].test(unbroken)) is not None:
-                raise SystemExit(f"{failing} fails before anything is broken")
+            noticed: dict[str, list[Outcome]] = {}
 
             def one(fault: Fault) -> None:
                 worker = free.get()
@@ -186,10 +190,16 @@ def try_all(
                 word = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
                 print(f"{outcome.seconds:6.1f} s  {fault.name}: {word}", flush=True)
                 note(outcome)
+                if outcome.killed_by is not None and outcome.killed_by != ENDLESS:
+                    noticed.setdefault(outcome.killed_by, []).append(outcome)
 
             with ThreadPoolExecutor(workers) as pool:
                 for _ in pool.map(one, faults):
                     pass
+            while noticed and (failing := made[0].test(sorted(noticed))) is not None:
+                print(f"{failing} fails where nothing is broken", file=sys.stderr)
+                for outcome in noticed.pop(failing):
+                    note(replace(outcome, killed_by=None))
         finally:
             for worker in made:
                 worker.close()
@@ -203,7 +213,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
     lines += ["| fault | file | what is wrong | first test that fails |", "|---|---|---|---|"]
     for fault in FAULTS:
         if (outcome := by_name.get(fault.name)) is not None:
-            test = f"`{outcome.killed_by.rpartition('/')[2]}`" if outcome.killed_by else "**none**"
+            test = f"`{outcome.killed_by.removeprefix('tests/')}`" if outcome.killed_by else "**none**"
             test = test.replace("|", "\\|")
             lines.append(f"| `{fault.name}` | `{fault.file}` | {fault.what} | {test} |")
     return "\n".join(lines) + "\n"
