@@ -309,7 +309,7 @@ def _elu(op: activation.ELU, call: Call, x: Array) -> Array:
 
 @reference(activation.Softplus)
 def _softplus(op: activation.Softplus, call: Call, x: Array) -> Array:
-    return np.logaddexp(0.0, op.beta * x) / op.beta
+    return np.where(op.beta * x > op.linear_above, x, np.logaddexp(0.0, op.beta * x) / op.beta)
 
 
 @reference(blend.Blend)

@@ -105,6 +105,15 @@ def test_the_lowering_of_a_network_equals_its_definition(
     _close(build(), lowered, dynamic={"time": 5})
 
 
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_far_out_activations_agree_to_rounding(beta: float) -> None:
+    """Softplus becomes linear in torch where beta x passes 20: a difference of 2e-9, which a tolerance may hide."""
+    graph = load({"inputs": {"x": {"shape": [9]}}, "ops": [{"name": "op", "op": "softplus", "beta": beta}]})
+    x = torch.tensor([[-60.0, -20.0, 0.0, 6.5, 6.8, 19.9, 20.1, 22.0, 80.0]], dtype=torch.float64)
+    (found,) = evaluate(graph, {}, [x])
+    np.testing.assert_allclose(found, OPS["softplus"](name="op", inputs=("x",), beta=beta).build({})(x).numpy(), 1e-14)
+
+
 def test_a_reshape_keeps_a_dynamic_dimension(lowered: Callable[..., Any]) -> None:
     graph = load(
         {

@@ -108,15 +108,16 @@ class ELU(Activation):
 
 @register
 class Softplus(Activation):
-    """log(1 + exp(beta x)) / beta; does not map zero to zero."""
+    """log(1 + exp(beta x)) / beta, and x itself where beta x is above 20, as in torch; does not map zero to zero."""
 
     op: Literal["softplus"] = "softplus"
     beta: float = Field(default=1.0, gt=0)
+    linear_above: ClassVar[float] = 20.0
     zero_at_zero: ClassVar[bool] = False
     slope_at_zero: ClassVar[float | None] = 0.5
 
     def build(self, sizes: Mapping[str, SizeValue]) -> nn.Module:
-        return nn.Softplus(self.beta)
+        return nn.Softplus(self.beta, threshold=self.linear_above)
 
 
 @register
