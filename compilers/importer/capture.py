@@ -111,34 +111,53 @@ def _attempts(
     for example, named in (double, (args, kwargs)):
         for most in (True, False):
             shapes = pytree.tree_map(lambda value, most=most: free(value, most), (example, named))
-            found.append((example, named, (*shapes[0], *shapes[1].values()) if not named else _by_name(shapes)))
+            found.append((example, named, _Shapes(*shapes)))
     found.append((args, kwargs, None))
     return found
 
 
-def _by_name(shapes: Any) -> Any:
-    positional, named = shapes
-    return (positional, named)
+@dataclass(slots=True)
+class _Shapes:
+    """Dynamic dimensions of each argument, in the form of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def named(self, model: nn.Module) -> dict[str, Any]:
+        """By the names of the model's arguments, as torch.export takes them."""
+        return dict(inspect.signature(model.forward).bind(*self.args, **self.kwargs).arguments)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    if shapes is not None and kwargs and isinstance(shapes, tuple) and len(shapes) == 2 and isinstance(shapes[1], dict):
-        shapes = _named_shapes(model, args, kwargs, shapes)
-    with warnings.catch_warnings(), _quiet(), torch.enable_grad():
+    with warnings.catch_warnings(), _quiet(), _named_keywords(model, kwargs), torch.enable_grad():
         warnings.simplefilter("ignore")
+        if isinstance(shapes, _Shapes):
+            shapes = shapes.named(model)
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
-def _named_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> dict[str, Any]:
-    bound = inspect.signature(model.forward).bind(*shapes[0], **shapes[1])
-    found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            found |= {name: value} if False else dict(value)
-        else:
-            found[name] = value
-    return found
+@contextlib.contextmanager
+def _named_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Give what ``**kwargs`` takes names of its own, without which torch.export knows no dynamic dimensions of it."""
+    signature = inspect.signature(model.forward)
+    catching = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    caught = [name for name in kwargs if name not in signature.parameters]
+    if not catching or not caught or "forward" in vars(model):
+        yield
+        return
+    original = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    own = [parameter for parameter in signature.parameters.values() if parameter is not catching[0]]
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in caught]
+    forward.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
 
 
 @contextlib.contextmanager

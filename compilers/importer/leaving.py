@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from inspect import Parameter, Signature
 from typing import Any
 
+import torch
 from torch import fx
 
 from graphnet.errors import ImportModelError
@@ -54,8 +55,12 @@ def as_called(
         given = [code.placeholder(name, default_value=default) for name, default, _ in wanted]
         flat: list[fx.Node] = []
         for node, (_, _, each) in zip(given, wanted, strict=True):
-            if each is not None:
-                flat += _taken_apart(code, node, each)
+            flat += _taken_apart(code, node, each)
+        for node, leaf in zip(flat, leaves, strict=True):
+            if leaf is not None:
+                _expect(code, node, leaf[0])
+        for name, default in _defaults(signature, wanted):
+            _expect(code, code.placeholder(name, default_value=default), default)
     tensors = [node for node, leaf in zip(flat, leaves, strict=True) if leaf is None]
     for before, after in zip(old, tensors, strict=True):
         before.replace_all_uses_with(after)
@@ -75,28 +80,50 @@ def as_called(
 
 
 def _arguments(signature: Signature, args: Any, kwargs: Any) -> list[tuple[str, Any, Any]]:
-    """Name, default and structure of each argument that the example gave, and of those before them."""
+    """Name, default and structure of each argument that the example gave."""
     positional = args.children()
     by_name = dict(zip(kwargs.context, kwargs.children(), strict=True))
     found: list[tuple[str, Any, Any]] = []
     for name, parameter in signature.parameters.items():
-        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-            if positional and parameter.kind is Parameter.VAR_POSITIONAL:
-                raise ImportModelError(
-                    "the model takes any number of inputs (*args): the plain module takes named ones"
-                )
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            continue
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            if positional:
+                found.append((f"*{name}", Parameter.empty, positional[:]))
+            positional.clear()
             continue
         if positional and parameter.kind is not Parameter.KEYWORD_ONLY:
             found.append((name, Parameter.empty, positional.pop(0)))
         elif name in by_name:
             found.append((name, Parameter.empty, by_name.pop(name)))
-        elif by_name and parameter.default is None:
-            continue
     found += [(name, Parameter.empty, each) for name, each in by_name.items()]
     return found
 
 
+def _defaults(signature: Signature, wanted: Sequence[tuple[str, Any, Any]]) -> list[tuple[str, Any]]:
+    """Arguments that the example left at a plain default, where the plain module can take them too."""
+    names = {name for name, _, _ in wanted}
+    by_name = any(name.startswith("*") for name in names)
+    return [
+        (name, parameter.default)
+        for name, parameter in signature.parameters.items()
+        if name not in names
+        and parameter.default is not Parameter.empty
+        and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))
+        and (not by_name or parameter.kind is Parameter.KEYWORD_ONLY)
+    ]
+
+
+def _expect(code: fx.Graph, node: fx.Node, value: Any) -> None:
+    """Let a call with another constant than the one that was traced fail, rather than compute something else."""
+    same = code.call_function(operator.eq, (node, value))
+    code.call_function(torch._assert, (same, f"{node.target}: this module was made for {value!r}"))
+
+
 def _taken_apart(code: fx.Graph, node: fx.Node, spec: Any) -> list[fx.Node]:
+    if isinstance(spec, list):  # of an argument that takes any number
+        parts = [(code.call_function(operator.getitem, (node, at)), child) for at, child in enumerate(spec)]
+        return [leaf for part, child in parts for leaf in _taken_apart(code, part, child)]
     if spec.is_leaf():
         return [node]
     if spec.type not in (list, tuple, dict):
