@@ -7,7 +7,9 @@ network before it is handed over.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, fx
 from graphnet.errors import GraphError
 from graphnet.ir.graph import Graph
 
-__all__ = ["dynamic_shapes", "example_inputs", "plain_module", "to_export", "to_onnx"]
+__all__ = ["dynamic_shapes", "example_inputs", "plain_module", "portable_modes", "to_export", "to_onnx"]
 
 
 def plain_module(program: fx.GraphModule, *, training: bool = False) -> fx.GraphModule:
@@ -25,6 +27,38 @@ def plain_module(program: fx.GraphModule, *, training: bool = False) -> fx.Graph
     found = copy.deepcopy(program)
     found.train(training)
     return found
+
+
+def portable_modes(program: fx.GraphModule) -> fx.GraphModule:
+    """Let a lowered network that reads the mode of its modules be pickled, in place.
+
+    A ``GraphModule`` is unpickled by tracing its code again, and a trace takes the mode of a module for a constant. So
+    each of these modules is *called* for its mode, which a trace keeps as a call, and what depends on it is picked
+    by ``((train,) * mode + (evaluation,))[0]``, which a trace can follow where it cannot follow a tuple's index.
+    """
+    code = program.graph
+    for node in [*code.nodes]:
+        if node.op != "call_function" or node.target is not getattr or node.args[1:] != ("training",):
+            continue
+        holder = node.args[0]
+        assert isinstance(holder, fx.Node)
+        path = str(holder.target)
+        module = program.get_submodule(path)
+        module.forward = partial(getattr, module, "training")
+        with code.inserting_before(node):
+            mode = code.call_module(path)
+        for user in [*node.users]:
+            evaluation, train = user.args[0]  # type: ignore[misc]
+            with code.inserting_before(user):
+                first = code.call_function(operator.mul, ((train,), mode))
+                both = code.call_function(operator.add, (first, (evaluation,)))
+            user.args = (both, 0)
+        code.erase_node(node)
+        if not holder.users:
+            code.erase_node(holder)
+    code.lint()
+    program.recompile()
+    return program
 
 
 def example_inputs(graph: Graph, *, batch: int = 2, length: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
