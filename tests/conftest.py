@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FOLDERS = {"graphnet": "graphnet", "graphnet.schemas": "schemas", "graphnet.compilers": "compilers"}
@@ -19,6 +19,10 @@ torch.set_num_threads(1)
 _SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("default", parent=_SHARED, max_examples=30)
 settings.register_profile("ci", parent=_SHARED, max_examples=60, derandomize=True)
+# Of mutation testing: a fault that only rare examples show is to survive, and what they shrink to is of no interest.
+settings.register_profile(
+    "few", parent=_SHARED, max_examples=10, derandomize=True, phases=(Phase.explicit, Phase.generate)
+)
 settings.register_profile("long", parent=_SHARED, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
