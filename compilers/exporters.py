@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphnet.errors import GraphError
 from graphnet.ir.graph import Graph
 
-__all__ = ["dynamic_shapes", "example_inputs", "plain_module", "portable_modes", "to_export", "to_onnx"]
+__all__ = ["dynamic_shapes", "example_inputs", "plain_module", "portable", "to_export", "to_onnx"]
 
 
 def plain_module(program: fx.GraphModule, *, training: bool = False) -> fx.GraphModule:
@@ -29,36 +29,66 @@ def plain_module(program: fx.GraphModule, *, training: bool = False) -> fx.Graph
     return found
 
 
-def portable_modes(program: fx.GraphModule) -> fx.GraphModule:
-    """Let a lowered network that reads the mode of its modules be pickled, in place.
+def portable(program: fx.GraphModule) -> fx.GraphModule:
+    """Make a lowered network one that can be pickled, in place.
 
-    A ``GraphModule`` is unpickled by tracing its code again, and a trace takes the mode of a module for a constant. So
-    each of these modules is *called* for its mode, which a trace keeps as a call, and what depends on it is picked
-    by ``((train,) * mode + (evaluation,))[0]``, which a trace can follow where it cannot follow a tuple's index.
+    A ``GraphModule`` is unpickled by tracing its code again, and such a trace takes the mode of a module, and what is
+    computed from buffers alone, for constants. So each module that is read for its mode is *called* for it, which a
+    trace keeps as a call, and what depends on it is picked by ``((train,) * mode + (evaluation,))[0]``, which a trace
+    can follow where it cannot follow a tuple's index. Buffers from which alone something is computed pass through an
+    identity.
     """
     code = program.graph
     for node in [*code.nodes]:
-        if node.op != "call_function" or node.target is not getattr or node.args[1:] != ("training",):
-            continue
-        holder = node.args[0]
-        assert isinstance(holder, fx.Node)
-        path = str(holder.target)
-        module = program.get_submodule(path)
-        module.forward = partial(getattr, module, "training")
-        with code.inserting_before(node):
-            mode = code.call_module(path)
-        for user in [*node.users]:
-            evaluation, train = user.args[0]  # type: ignore[misc]
-            with code.inserting_before(user):
-                first = code.call_function(operator.mul, ((train,), mode))
-                both = code.call_function(operator.add, (first, (evaluation,)))
-            user.args = (both, 0)
-        code.erase_node(node)
-        if not holder.users:
-            code.erase_node(holder)
+        if node.op == "call_function" and node.target is getattr and node.args[1:] == ("training",):
+            _called_for_mode(program, node)
+    constant: set[fx.Node] = set()
+    folded: set[fx.Node] = set()
+    for node in code.nodes:
+        reads = node.all_input_nodes
+        if node.op == "get_attr" and not isinstance(_held(program, node), nn.Parameter | nn.Module):
+            constant.add(node)
+        elif node.op.startswith("call_f") and reads and all(one in constant for one in reads):
+            constant.add(node)
+            folded.update(one for one in reads if one.op == "get_attr")
+    if folded:
+        name = "as_data"
+        while hasattr(program, name):
+            name += "_"
+        program.add_module(name, nn.Identity())
+        for node in [one for one in code.nodes if one in folded]:
+            users = [*node.users]
+            with code.inserting_after(node):
+                data = code.call_module(name, (node,))
+            for user in users:
+                user.replace_input_with(node, data)
     code.lint()
     program.recompile()
     return program
+
+
+def _held(program: fx.GraphModule, node: fx.Node) -> Any:
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(program.get_submodule(path), name)
+
+
+def _called_for_mode(program: fx.GraphModule, node: fx.Node) -> None:
+    """Replace a node that reads a module's mode by a call of that module, which gives it."""
+    code, holder = program.graph, node.args[0]
+    assert isinstance(holder, fx.Node)
+    module = program.get_submodule(str(holder.target))
+    module.forward = partial(getattr, module, "training")
+    with code.inserting_before(node):
+        mode = code.call_module(str(holder.target))
+    for user in [*node.users]:
+        evaluation, train = user.args[0]  # type: ignore[misc]
+        with code.inserting_before(user):
+            first = code.call_function(operator.mul, ((train,), mode))
+            both = code.call_function(operator.add, (first, (evaluation,)))
+        user.args = (both, 0)
+    code.erase_node(node)
+    if not holder.users:
+        code.erase_node(holder)
 
 
 def example_inputs(graph: Graph, *, batch: int = 2, length: int = 8, seed: int = 0) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from graphnet.compilers.exporters import portable_modes
+from graphnet.compilers.exporters import portable
 from graphnet.compilers.importer import import_model
 from graphnet.compilers.importer.assemble import Assembled
 from graphnet.compilers.importer.leaving import as_called
@@ -130,7 +130,7 @@ class ImportedNetwork(Network):
 
     def to_torch(self) -> fx.GraphModule:
         """A copy of the current version as a plain module that is called, and returns, as the model did."""
-        calling, plain = self._calling, portable_modes(super().to_torch())
+        calling, plain = self._calling, portable(super().to_torch())
         for node in self.graph.nodes.values():
             if isinstance(node.op, Stored) and node.op.buffer and not node.op.persistent:
                 path, _, attribute = node.op.path.rpartition(".")
