@@ -1,23 +1,34 @@
 """Whether a network still is what its graph says: checked before every edit.
 
 A network is an ordinary ``nn.Module``, so a user may replace a layer, a parameter or a tie, resize a tensor, or
-register a parametrization. An edit would then move the wrong tensors, or the wrong way, so it is refused.
+register a parametrization. An edit would then move the wrong tensors, or the wrong way, so it is refused. A
+parametrized tensor (weight norm, spectral norm ...) is no obstacle to an edit that does not touch it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import cached, is_parametrized
 
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
+from graphnet.runtime.resize import check_unsharded
 
-__all__ = ["check_intact"]
+__all__ = ["check_intact", "check_unparametrized", "steady"]
+
+_WHY = {
+    "_WeightNorm": "the norm of its direction runs over the units that would come or go",
+    "_SpectralNorm": "its largest singular value depends on every entry, so that what stays would change too",
+    "_Orthogonal": "a part of an orthogonal matrix is not orthogonal",
+}
+"""Why a tensor of torch's own parametrizations cannot be moved, by the name of its class."""
 
 
-def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> None:
+def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> frozenset[str]:
     """Check the modules and tensors of a network against its graph and what its forward pass runs.
 
     Parameters
@@ -28,26 +39,35 @@ def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> None
     program : torch.fx.GraphModule
         What :func:`graphnet.compilers.plain.lower` made of them.
 
+    Returns
+    -------
+    frozenset of str
+        The tensors that are parametrized, which no edit may touch (:func:`check_unparametrized`).
+
     Raises
     ------
     EditError
-        A module was replaced or removed, a tensor is parametrized, missing, resized, on the meta device, or tied
-        in another way than the graph says; names it and says what to do.
+        A module was replaced or removed, a tensor is missing, resized, sharded, on the meta device, or tied in another
+        way than the graph says; names it and says what to do.
     """
     for node in program.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             name = str(node.target)
-            if _at(root, name) is not _at(program, name):
+            if not _is_parametrized(root, name) and _at(root, name) is not _at(program, name):
                 raise EditError(
                     f"{name!r} was replaced or removed since the network was built, and the forward pass still runs "
                     "the old one: copy values into the layer that is there, or build a new network"
                 )
     owners: dict[int, str] = {}
+    parametrized: set[str] = set()
     for name, node in graph.nodes.items():
         for spec in node.tensors:
+            if _is_parametrized(root, spec.name):
+                parametrized.add(spec.shared or spec.name)
+                continue
             tensor = _stored(root, name, spec.name, buffer=spec.buffer)
             if spec.shared is not None:
-                if tensor is not _at(root, spec.shared):
+                if _is_parametrized(root, spec.shared) or tensor is not _at(root, spec.shared):
                     raise EditError(
                         f"tensor {spec.name!r} is tied to {spec.shared!r} in the graph, and was replaced by another: "
                         f"set it to the same parameter again"
@@ -67,6 +87,63 @@ def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> None
                 )
             if tensor.is_meta:
                 raise EditError(f"tensor {spec.name!r} is on the meta device and has no values to edit")
+            check_unsharded(spec.name, tensor)
+    return frozenset(parametrized)
+
+
+def check_unparametrized(root: nn.Module, parametrized: Collection[str], touched: Iterable[str], what: str) -> None:
+    """Refuse to move a tensor that is computed from others.
+
+    Raises
+    ------
+    EditError
+        Names the tensor, says why and what to do.
+    """
+    for name in touched:
+        if name in parametrized:
+            module, _, attribute = name.rpartition(".")
+            functions: Any = _at(root, f"{module}.parametrizations" if module else "parametrizations")
+            kinds = [type(function).__name__ for function in functions[attribute]]
+            why = next(
+                (_WHY[kind] for kind in kinds if kind in _WHY), "graphnet does not know what it is computed from"
+            )
+            raise EditError(
+                f"tensor {name!r} is parametrized ({', '.join(kinds)}), and {what}: {why}. Remove it with "
+                "torch.nn.utils.parametrize.remove_parametrizations, edit, and register it again"
+            )
+
+
+@contextmanager
+def steady(root: nn.Module, parametrized: Collection[str]) -> Iterator[None]:
+    """Parametrized tensors are computed once inside, as in evaluation mode, so that reading them changes nothing.
+
+    Otherwise each read would give another tensor, and one of ``spectral_norm`` would take a step of its iteration.
+    """
+    if not parametrized:
+        yield
+        return
+    parts = [part for held in root.modules() if is_parametrized(held) for part in _parametrizations(held).modules()]
+    training = [part for part in parts if part.training]
+    try:
+        for part in training:
+            part.training = False
+        with cached():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _parametrizations(module: nn.Module) -> nn.Module:
+    held: Any = module.parametrizations
+    assert isinstance(held, nn.Module)
+    return held
+
+
+def _is_parametrized(root: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    module = _at(root, path)
+    return isinstance(module, nn.Module) and is_parametrized(module, attribute)
 
 
 def _at(root: nn.Module, name: str) -> Any:
@@ -81,12 +158,6 @@ def _stored(root: nn.Module, op: str, name: str, *, buffer: bool) -> Tensor:
     path, _, attribute = name.rpartition(".")
     module = _at(root, path)
     if isinstance(module, nn.Module):
-        if is_parametrized(module, attribute):
-            raise EditError(
-                f"tensor {name!r} is parametrized (torch.nn.utils.parametrize), and an edit cannot move what it is "
-                "computed from: remove it with torch.nn.utils.parametrize.remove_parametrizations, edit, and register "
-                "it again"
-            )
         tensor = (module._buffers if buffer else module._parameters).get(attribute)
         if tensor is not None:
             return tensor

@@ -34,10 +34,11 @@ from graphnet.runtime.evaluate import evaluate
 from graphnet.runtime.gradients import dense
 from graphnet.runtime.history import History, Version
 from graphnet.runtime.initialise import kaiming_uniform
-from graphnet.runtime.intact import check_intact
+from graphnet.runtime.intact import check_intact, check_unparametrized, steady
 from graphnet.runtime.kept import Kept, find_kept, keep, network_of
 from graphnet.runtime.low_memory import outline, tensor_swaps
 from graphnet.runtime.optimizers import Attached, notes_of
+from graphnet.runtime.parallel import Agreement, Distributed
 from graphnet.runtime.resize import check_settable, refuse
 from graphnet.runtime.rollback import roll_back
 from graphnet.runtime.structure import Structure
@@ -107,6 +108,7 @@ class Network(nn.Module):
         self._callbacks: list[Callable[[Version], object]] = []
         self._example: tuple[Any, ...] | None = None
         self._kept: dict[int, Kept] = {}
+        self._distributed: weakref.ref[Distributed] | None = None
         self._editing: weakref.ref[_Open] | None = None
         first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=_flops(graph))
         self._current = _Current(graph, lower(graph, self), History((first,)))
@@ -305,7 +307,7 @@ class Network(nn.Module):
 
     def _slots(self, name: str) -> Iterator[Slot]:
         tensor, dims = self.tensor(name), self.graph.tensors[name].dims
-        if tensor.grad is not None:
+        if tensor.is_leaf and tensor.grad is not None:
             yield Slot(("grad", name), name, dense(tensor.grad), dims, power=1.0)
         for attached in self._attached.values():
             if attached.holds(tensor):
@@ -361,23 +363,25 @@ class Network(nn.Module):
         """
         if self._editing is not None and self._editing() is not None:
             raise EditError("an edit is open already: a transaction holds every operator of its version")
-        if torch.is_inference_mode_enabled():
-            raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
         started = time.perf_counter()
-        chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
-        check_intact(self.graph, self, self._current.program)
-        plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
-        edit = Edit(plan)
-        token, before = _Open(), self._current
+        token, before, edit = _Open(), self._current, None
         self._editing = weakref.ref(token)
         try:
-            yield edit
-            if edit._failed is not None:
-                raise EditError(f"the edit failed ({edit._failed}); nothing was changed")
-            if plan.steps:
-                self._commit(plan, chosen, started, low_memory=low_memory)
+            with Agreement(self) as agreement:
+                if torch.is_inference_mode_enabled():
+                    raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
+                chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
+                plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
+                edit = Edit(plan)
+                with steady(self, check_intact(self.graph, self, self._current.program)):
+                    yield edit
+                    if edit._failed is not None:
+                        raise EditError(f"the edit failed ({edit._failed}); nothing was changed")
+                    if plan.steps:
+                        self._commit(plan, chosen, started, agreement, low_memory=low_memory)
         finally:
-            edit._open = False
+            if edit is not None:
+                edit._open = False
             self._editing = None
             del token
             if self._current is not before:  # also where an interrupt was held back until the commit was done
@@ -397,8 +401,10 @@ class Network(nn.Module):
                     stacklevel=4,
                 )
 
-    def _commit(self, plan: Plan, seed: int, started: float, *, low_memory: bool = False) -> None:
-        check_intact(self.graph, self, self._current.program)  # the block may have changed it
+    def _commit(
+        self, plan: Plan, seed: int, started: float, agreement: Agreement, *, low_memory: bool = False
+    ) -> None:  # fmt: skip
+        parametrized = check_intact(self.graph, self, self._current.program)  # the block may have changed it
         result = (
             outline(self, plan) if low_memory else plan.result()
         )  # on detached tensors: no grad mode to switch, so none to leave switched
@@ -409,6 +415,9 @@ class Network(nn.Module):
         if result.origins is not None:
             structure = Structure.build(result, current.graph, self)
         find: Callable[[str], Tensor] = self.tensor if structure is None else structure.tensors.__getitem__
+        if structure is not None:
+            check_unparametrized(self, parametrized, parametrized, "an edit that changes ops would make its layer anew")
+        check_unparametrized(self, parametrized, result.tensors, "this edit would move it")
         for name in result.tensors:
             check_settable(name, find(name))
         program = current.program
@@ -436,7 +445,9 @@ class Network(nn.Module):
         swaps.append(Swap(lambda: refresh_modules(following.graph, self), lambda: None))
         swaps.append(Swap(torch.clear_autocast_cache, torch.clear_autocast_cache))
         publish = self.__dict__
+        swaps.append(Swap(agreement.confirm, lambda: None))
         swaps.append(Swap(lambda: publish.update(_current=following), lambda: publish.update(_current=current)))
+        agreement.reach(plan, seed, keep=not low_memory)
         commit(swaps)
 
     # -- what higher layers add -----------------------------------------------------------------------------------
@@ -514,12 +525,36 @@ class Network(nn.Module):
         ((58, 72), (8, 9), 0)
         """
         chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
-        check_intact(self.graph, self, self._current.program)
         edit = Edit(Plan(self, self.graph, torch.Generator().manual_seed(chosen)))
         try:
-            yield edit
+            with steady(self, check_intact(self.graph, self, self._current.program)):
+                yield edit
+                edit.plan.validate()
         finally:
             edit._open = False
+
+    def distributed(self, *, patience: float = 300.0, **options: Any) -> Distributed:
+        """The network under ``DistributedDataParallel``, in a wrapper that follows edits.
+
+        Use it in place of the network in the training loop, one on each process; edit the network, on every process
+        alike. A commit compares what the processes do and raises on all of them where they differ. Keep the wrapper:
+        once it is gone, nothing is compared.
+
+        Parameters
+        ----------
+        patience : float
+            For how many seconds a process waits in an edit for the others to come to the same one.
+        **options
+            Of :class:`torch.nn.parallel.DistributedDataParallel`.
+
+        Raises
+        ------
+        EditError
+            ``torch.distributed`` is not initialised.
+        """
+        wrapper = Distributed(self, patience=patience, **options)
+        self._distributed = weakref.ref(wrapper)
+        return wrapper
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -601,7 +636,8 @@ class Network(nn.Module):
         kept = find_kept(self, version, path)
         before = self._current
         try:
-            return roll_back(self, kept, reset_optimizers=reset_optimizers)
+            with Agreement(self) as agreement:
+                return roll_back(self, kept, agreement, reset_optimizers=reset_optimizers)
         finally:
             if self._current is not before:
                 self._report(self._current.history.latest)
@@ -648,7 +684,7 @@ class Network(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         current = state.pop("_current")
-        state |= {"_attached": {}, "_averages": {}, "_callbacks": [], "_editing": None}
+        state |= {"_attached": {}, "_averages": {}, "_callbacks": [], "_editing": None, "_distributed": None}
         state["_saved"] = (current.graph, current.history, dict(current.reserve))
         return state
 

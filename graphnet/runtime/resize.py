@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graphnet.errors import EditError
 
-__all__ = ["check_settable", "refuse", "set_data"]
+__all__ = ["check_settable", "check_unsharded", "refuse", "set_data"]
 
 
 def refuse(*_: Any) -> None:
@@ -80,6 +80,22 @@ def check_settable(name: str, tensor: Tensor) -> None:
         raise EditError(
             f"tensor {name!r} was made in inference mode and cannot be edited: build the network outside it"
         )
+    if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
+        raise EditError(
+            f"tensor {name!r} is in shared memory (share_memory()): other processes would go on with the old one. Edit "
+            "before sharing it, or edit a copy (copy.deepcopy(net)) and share that"
+        )
+    check_unsharded(name, tensor)
+
+
+def check_unsharded(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is one process's part of a larger one.
+
+    Raises
+    ------
+    EditError
+        Says which tensor and what to do.
+    """
     if type(tensor).__name__ == "DTensor":
         raise EditError(
             f"tensor {name!r} is sharded (DTensor): assigning its data is silently ignored by torch; edit the network "

@@ -26,9 +26,10 @@ from graphnet.ir.graph import Graph
 from graphnet.ir.rewrite import Rewritten
 from graphnet.runtime.births import Births
 from graphnet.runtime.history import History, Version
-from graphnet.runtime.intact import check_intact
+from graphnet.runtime.intact import check_intact, check_unparametrized
 from graphnet.runtime.kept import Kept, KeptOptimizer, copied, copied_births
 from graphnet.runtime.optimizers import Attached
+from graphnet.runtime.parallel import Agreement
 from graphnet.runtime.resize import check_settable, set_data
 from graphnet.runtime.structure import Structure
 from graphnet.runtime.transaction import Swap, commit
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["roll_back"]
 
 
-def roll_back(net: Network, kept: Kept, *, reset_optimizers: bool) -> Version:
+def roll_back(net: Network, kept: Kept, agreement: Agreement, *, reset_optimizers: bool) -> Version:
     """Commit a kept version as the next one; see :meth:`Network.rollback`.
 
     Raises
@@ -49,7 +50,8 @@ def roll_back(net: Network, kept: Kept, *, reset_optimizers: bool) -> Version:
     """
     started = time.perf_counter()
     current = net._current
-    check_intact(net.graph, net, current.program)
+    parametrized = check_intact(net.graph, net, current.program)
+    check_unparametrized(net, parametrized, parametrized, "going back would make its layer anew")
     graph = _next_graph(net.history, kept.graph)
     pairs = _optimizer_pairs(net, kept, reset=reset_optimizers)
     result = _result(net.graph, graph, kept, _placed_like(net))
@@ -86,7 +88,9 @@ def roll_back(net: Network, kept: Kept, *, reset_optimizers: bool) -> Version:
     swaps.append(Swap(lambda: refresh_modules(graph, net), lambda: refresh_modules(current.graph, net)))
     swaps.append(Swap(torch.clear_autocast_cache, torch.clear_autocast_cache))
     publish = net.__dict__
+    swaps.append(Swap(agreement.confirm, lambda: None))
     swaps.append(Swap(lambda: publish.update(_current=following), lambda: publish.update(_current=current)))
+    agreement.reach_back(kept)
     commit(swaps)
     return version
 
