@@ -1,6 +1,7 @@
 """How many times each law was checked, and for which operators: every law of this package counts itself.
 
-One law verified on one instance (a graph with tensors, and an edit where the law speaks of one) is one check.
+One law verified on one instance (a graph with tensors, and an edit where the law speaks of one) is one check, however
+many tensors, holders or bytecodes it compares.
 
 Examples
 --------
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["COUNTS", "Counts"]
@@ -35,12 +36,22 @@ class Counts:
         ``laws``.
     edits, refused : Counter of str
         Edits that were committed and that were refused, by operator.
+    methods : Counter of (str, str)
+        Committed edits by operator and by how it was to be done: an initialiser, a score, a splitter, a kind of op.
+    lives : Counter of int
+        Networks by how many edits were committed on each, one after another.
+    graphs, optimizers : Counter of str
+        Those networks by the kind of their graph and by the optimizer that was attached.
     """
 
     laws: Counter[str] = field(default_factory=Counter)
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)
     edits: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    methods: Counter[tuple[str, str]] = field(default_factory=Counter)
+    lives: Counter[int] = field(default_factory=Counter)
+    graphs: Counter[str] = field(default_factory=Counter)
+    optimizers: Counter[str] = field(default_factory=Counter)
 
     @property
     def checks(self) -> int:
@@ -53,28 +64,45 @@ class Counts:
         for operator in dict.fromkeys(operators):
             self.operators[operator, law] += 1
 
+    def committed(self, steps: Iterable[Any]) -> None:
+        """Count an edit that was committed, by its operators and their methods."""
+        for operator in operators_of(steps := tuple(steps)):
+            self.edits[operator] += 1
+        for step in steps:
+            for key in _METHODS:
+                if isinstance(value := step.arguments.get(key), str):
+                    self.methods[step.operator, f"{key}={value}"] += 1
+
     def add(self, other: Counts) -> None:
         """Add the counts of another process."""
-        self.laws += other.laws
-        self.operators += other.operators
-        self.edits += other.edits
-        self.refused += other.refused
+        for mine, others in zip(self._counters(), other._counters(), strict=True):
+            mine += others  # in place
 
     def clear(self) -> None:
         """Start from nothing."""
-        for counter in (self.laws, self.operators, self.edits, self.refused):
+        for counter in self._counters():
             counter.clear()
 
     def as_data(self) -> dict[str, Any]:
-        """The counts as JSON holds them."""
-        pairs = [[operator, law, count] for (operator, law), count in self.operators.items()]
-        return {"laws": dict(self.laws), "operators": pairs, "edits": dict(self.edits), "refused": dict(self.refused)}
+        """The counts as JSON holds them: a table for each counter, as rows of key and count."""
+        named = zip(self._names(), self._counters(), strict=True)
+        return {name: [[key, count] for key, count in counter.items()] for name, counter in named}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Counts:
         """The inverse of :meth:`as_data`."""
-        pairs = Counter({(operator, law): count for operator, law, count in data["operators"]})
-        return cls(Counter(data["laws"]), pairs, Counter(data["edits"]), Counter(data["refused"]))
+        tables = {
+            name: Counter({tuple(key) if isinstance(key, list) else key: count for key, count in data[name]})
+            for name in cls._names()
+        }
+        return cls(**tables)
+
+    @classmethod
+    def _names(cls) -> tuple[str, ...]:
+        return tuple(one.name for one in fields(cls))
+
+    def _counters(self) -> list[Counter[Any]]:
+        return [getattr(self, name) for name in self._names()]
 
     def table(self) -> str:
         """Two tables for people: checks by law, and edits and checks by operator."""
@@ -86,6 +114,9 @@ class Counts:
             lines.append(f"{operator:<24}{self.edits[operator]:>10,}{self.refused[operator]:>10,}{checks:>10,}")
         return "\n".join(lines)
 
+
+_METHODS = ("kind", "form", "by", "init", "score", "state")
+"""Arguments of a step that say how its operator does its work."""
 
 COUNTS = Counts()
 """The counts of this process."""

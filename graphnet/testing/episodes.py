@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from graphnet.ir.graph import Graph
 from graphnet.runtime.network import Network
+from graphnet.testing.compare import twin_of
+from graphnet.testing.counting import COUNTS
 from graphnet.testing.data import dtype_of, sample
 from graphnet.testing.edits import EditCall, edit_calls, some_group, spare
 from graphnet.testing.graphs import graphs
@@ -28,6 +30,9 @@ __all__ = ["define_change", "episode", "is_finite", "program_episode", "some_ord
 
 _STABLE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")
 """Optimizers whose path rounding does not change by much, for the law on masking."""
+
+_RARELY = 9
+"""One in so many and one edits is a transaction of several operators; one is interrupted."""
 
 _LARGEST = 60_000
 """Parameters past which an episode ends: growth outruns pruning in some."""
@@ -43,36 +48,75 @@ def episode(
     """One random life of a network; raises :class:`~graphnet.testing.scripts.LawError` where a law does not hold."""
     story = Story()
     graph = draw(graphs() if kinds is None else kinds)
+    COUNTS.graphs[graph.name] += 1
     story.graph(graph)
     story.run(f"net = random_network(graph, seed={draw(st.integers(0, 999))})")
     still = draw(st.integers(0, 3)) == 0  # not trained between edits, so that its journal can be replayed
     spec = draw(optimizers(kinds=supported_optimizers()))
+    COUNTS.optimizers[spec.kind] += 1
     story.run(f"attach(net, {spec.kind!r}{''.join(f', {key}={value!r}' for key, value in spec.options.items())})")
     story.run("snapshot = net.snapshot()")
     if draw(st.booleans()):
         story.run(f"train(net, net.attached, {draw(st.integers(1, 3))})")
-    replayed = still
     if still:
         story.run("import copy\nfirst = copy.deepcopy(net)")
-    for step in range(draw(st.integers(1, length))):
+    try:
+        replayed = _live(draw, story, draw(st.integers(1, length)), operators, spec.kind, still)
+    finally:
+        COUNTS.lives[story["net"].version] += 1
+    if replayed and story["net"].version:
+        story.run("check_replay(first, net)")
+
+
+def _live(
+    draw: st.DrawFn, story: Story, length: int, operators: Sequence[str] | None, optimizer: str, still: bool
+) -> bool:
+    """Edit, check and train so many times; whether a journal can give the network again."""
+    replayed = still
+    for step in range(2 * length):  # refused edits do not count
         net: Network = story["net"]
+        if net.version >= length:
+            break
         if not is_finite(net) or sum(parameter.numel() for parameter in net.parameters()) > _LARGEST:
-            return
-        calls = [draw(edit_calls(net.graph, operators))]
-        replayed = replayed and not calls[0].needs_data
+            return False
+        calls = _calls(draw, net, story["snapshot"], operators)
+        replayed = replayed and not any(call.needs_data for call in calls)
         laws = [law for law in EDIT_LAWS if law not in _not_implied(calls, still)]
         define_change(story, calls)
+        interrupted = not still and draw(st.integers(0, _RARELY)) == 0
+        if interrupted:
+            story.run("twin = twin_of(net)")
         if not story.run(f"check_edit(net, change, {laws})"):
-            story.forget(2)
+            COUNTS.refused.update(dict.fromkeys((call.operator for call in calls), 1))
+            story.forget(3 if interrupted else 2)
             continue
+        if interrupted:
+            story.run(f"check_atomicity(twin, change, early=1, late=2, seed={draw(st.integers(0, 999))})")
         if not still:
             if draw(st.integers(0, 2)) == 0:
                 story.run(f"train(net, net.attached, 1, seed={step + 1})")
             if not is_finite(net):
-                return
-        _another_law(draw, story, spec.kind, still)
-    if still and replayed and story["net"].version:
-        story.run("check_replay(first, net)")
+                return False
+        if draw(st.booleans()):
+            _another_law(draw, story, optimizer, still)
+    return replayed
+
+
+def _calls(draw: st.DrawFn, net: Network, snapshot: Any, operators: Sequence[str] | None) -> list[EditCall]:
+    """One call of an operator, or sometimes two or three for one transaction, each for the graph that it will see."""
+    if draw(st.integers(0, _RARELY)):
+        return [draw(edit_calls(net.graph, operators))]
+    calls: list[EditCall] = []
+    trial = twin_of(net)
+    for _ in range(draw(st.integers(2, 3))):
+        call = draw(edit_calls(trial.graph, operators))
+        try:
+            with trial.edit() as edit:
+                call.apply(edit, snapshot)
+        except Exception:  # a refusal, or a mistake: the law of the edit will say which, with a script
+            return [*calls, call]
+        calls.append(call)
+    return calls
 
 
 def _not_implied(calls: Sequence[EditCall], still: bool) -> set[str]:
@@ -124,10 +168,6 @@ def _another_law(draw: st.DrawFn, story: Story, optimizer: str, still: bool) -> 
                 f"check_permutation(net, {group!r}, {some_order(draw, graph.groups[group].size)})"
             ),
             "masked": lambda group: _masked(draw, graph, group) if optimizer in _STABLE else None,
-            "atomicity": lambda group: (
-                "check_atomicity(net, lambda edit: "
-                f"edit.grow({group!r}, 1, init='kaiming'), early=1, late=2, seed={draw(st.integers(0, 999))})"
-            ),
         }
     name = draw(st.sampled_from(list(laws)))
     if group is None:

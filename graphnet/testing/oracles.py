@@ -233,7 +233,7 @@ class _Bench:
                 raise AssertionError(f"{what} {place} changes nothing: the layout of that dimension is wrong")
             else:
                 inert.append(place)
-            COUNTS.held(law)
+        COUNTS.held(law)
         return Report(tuple(seen), tuple(inert))
 
     def _others(self) -> Iterator[Tensors]:

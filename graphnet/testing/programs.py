@@ -193,7 +193,7 @@ def check_colours(graph: Graph) -> int:
                     f"{value[0].flatten().tolist()[:40]}, the layout says {expected.flatten().tolist()[:40]}"
                 )
             compared += 1
-        COUNTS.held("colours")
+    COUNTS.held("colours")
     return compared
 
 

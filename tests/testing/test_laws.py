@@ -86,6 +86,18 @@ def nudge(edit: gn.Edit, claim: Any = "none", name: str = "fc2.weight", by: floa
     edit.apply(write_all, name, value, claim)
 
 
+def test_a_unit_that_left_and_came_back_in_one_edit_has_not_stayed() -> None:
+    """It lost its gradient and its optimizer state, as one does that sleeps; its neighbours lose nothing."""
+
+    def nap(edit: gn.Edit) -> None:
+        edit.retire("fc1", units=[0, 2])
+        edit.recruit("fc1", units=[0], state="cold")
+
+    net = trained()
+    assert check_edit(net, nap)
+    assert not net.fc1.weight.grad[-1].any()
+
+
 def test_a_broken_promise_is_named_with_what_differs() -> None:
     with pytest.raises(AssertionError, match=r"write says preserves='function', but the function: output 0 differs by"):
         check_preservation(trained(), lambda edit: nudge(edit, "function"))
