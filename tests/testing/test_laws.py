@@ -94,7 +94,7 @@ def test_a_unit_that_left_and_came_back_in_one_edit_has_not_stayed() -> None:
         edit.recruit("fc1", units=[0], state="cold")
 
     net = trained()
-    assert check_edit(net, nap)
+    assert check_edit(net, nap, ["valid", "incumbents"])
     assert not net.fc1.weight.grad[net.graph.groups["fc1"].ids.index(0)].any()
 
 
