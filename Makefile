@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export HYPOTHESIS_PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-long lint format bench docs clean
+.PHONY: help study test test-long mutate lint format bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,6 +27,9 @@ test: $(DEV_READY) ## the tests, with the doctests of the package
 
 test-long: $(DEV_READY) ## every test, with many more random examples (takes long)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+mutate: $(DEV_READY) ## break the committed code in named ways: the tests must notice each (about an hour)
+	$(BIN)/python scripts/mutate.py --workers $(PYTEST_WORKERS)
 
 lint: $(DEV_READY) ## ruff (rules and format) and mypy in strict mode
 	$(BIN)/ruff check .

@@ -94,7 +94,7 @@ _ACTION = (
         "sums over a unit of C*64 are taken over every 64th element",
         "return tensor.reshape(outer, sizes[group], inner).sum(dim=(0, 2))",
         "return tensor.reshape(outer, inner, sizes[group]).sum(dim=(0, 1))",
-        ("tests/edit/test_action.py::test_reducing_sums_exactly_what_belongs_to_a_unit",),
+        ("tests/edit/test_action.py::test_the_sum_over_a_flattened_channel_is_over_its_positions",),
     ),
     Fault(
         "newborns_lost_in_a_composition",

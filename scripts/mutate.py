@@ -104,6 +104,14 @@ def copy_tree(target: Path, *, working: bool) -> None:
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(target, filter="data")
     subprocess.run([sys.executable, str(target / "scripts" / "link_source.py")], check=True, cwd=target)
+    compiled = (
+        "typed/graphnet",
+        "graphnet",
+        "schemas",
+        "compilers",
+    )  # by hash: a broken file may be as old and as long
+    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", *compiled]
+    subprocess.run(command, check=True, cwd=target)
 
 
 class Worker:

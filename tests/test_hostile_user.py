@@ -250,6 +250,7 @@ INSIDE: dict[str, Callable[[gn.Network, torch.optim.Optimizer], object]] = {
     "write": lambda net, optimizer: nn.init.ones_(net.fc1.weight),
     "convert": lambda net, optimizer: net.float(),
     "zero_grad": lambda net, optimizer: optimizer.zero_grad(),
+    "moments": lambda net, optimizer: optimizer.state[net.fc1.weight]["exp_avg"].zero_(),
 }
 
 

@@ -62,6 +62,14 @@ def test_a_concat_flattened_channels_last_moves_inside_each_position() -> None:
     assert moved.tolist() == [1, 2, 0, 4, 5, 0]
 
 
+def test_a_flattened_channel_moves_with_all_its_positions() -> None:
+    base = torch.arange(6.0)[None].repeat(2, 1)
+    by_channel = move(base, [const(2), times(atom("C"), const(2))], {"C": np.array([2, -1, 0])}, {"C": 3})
+    assert by_channel.tolist() == [[4, 5, 0, 0, 0, 1]] * 2
+    by_position = move(base, [const(2), times(const(2), atom("C"))], {"C": np.array([2, -1, 0])}, {"C": 3})
+    assert by_position.tolist() == [[2, 0, 0, 5, 0, 3]] * 2
+
+
 @pytest.mark.parametrize("source", [[0, 1, -1], [0], [1, 0], [1, -1, 0], [0, 0, 1]])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_channels_last_stays_channels_last(source: list[int], dim: int) -> None:
@@ -81,6 +89,36 @@ def test_a_moved_tensor_shares_no_memory_with_the_old_one() -> None:
     for source in ([0, 1], [0, 1, 2, 3, -1], [3, 2, 1, 0]):
         moved = move(base, [atom("A"), const(3)], {"A": np.array(source)}, {"A": 4})
         assert moved.untyped_storage().data_ptr() != base.untyped_storage().data_ptr()
+
+
+def test_a_block_is_written_along_every_dimension_that_is_given() -> None:
+    tensor = torch.zeros(3, 4, 2)
+    write_block(tensor, [np.array([2, 0]), np.array([1, 3]), None], torch.arange(1.0, 9.0).reshape(2, 2, 2))
+    assert tensor[2].tolist() == [[0, 0], [1, 2], [0, 0], [3, 4]]
+    assert tensor[0].tolist() == [[0, 0], [5, 6], [0, 0], [7, 8]]
+    assert not tensor[1].any()
+
+
+def test_what_was_written_before_a_growth_is_carried_through_it() -> None:
+    net = random_network(gn.mlp([4, 6, 5, 3]), 0)
+    before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+    with net.edit() as edit:
+        edit.shrink_and_perturb(shrink=0.5, noise=0.0)
+        edit.grow("fc2", 2, init="kaiming")
+        edit.grow("fc1", 3, init="kaiming")
+    weight = net.fc2.weight.detach()
+    assert torch.equal(weight[:5, :6], 0.5 * before["fc2.weight"])
+    assert bool((weight[5:] != 0).all()), "rows that the first growth drew, and columns that the second one did"
+    assert bool((weight[:, 6:] != 0).all())
+    assert torch.equal(net.fc1.weight[:6], 0.5 * before["fc1.weight"])
+    assert torch.equal(net.fc2.bias, torch.cat([0.5 * before["fc2.bias"], torch.zeros(2, dtype=torch.float64)]))
+
+
+def test_the_sum_over_a_flattened_channel_is_over_its_positions() -> None:
+    values = torch.tensor([[1.0, 2.0, 10.0, 20.0], [3.0, 4.0, 30.0, 40.0]])
+    assert reduce_units(values, 1, times(atom("A"), const(2)), "A", {"A": 2}).tolist() == [10, 100]
+    assert reduce_units(values, 1, times(const(2), atom("A")), "A", {"A": 2}).tolist() == [44, 66]
+    assert reduce_units(values, 1, join(atom("A"), atom("A")), "A", {"A": 2}).tolist() == [44, 66]
 
 
 @given(layouts(NAMES), st.sampled_from(NAMES), st.integers(0, 2**20))

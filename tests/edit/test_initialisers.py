@@ -82,8 +82,9 @@ def test_what_the_record_says_held_did_hold(draw_group: Any, data: st.DataObject
 @pytest.mark.parametrize("init", ["kaiming", "copy-std"])
 def test_random_outgoing_weights_cannot_promise(init: str) -> None:
     net = gn.Network(gn.mlp([4, 6, 2]))
-    with pytest.raises(gn.EditError, match="cannot promise"), net.edit() as edit:
-        edit.grow("fc1", 2, init=init, preserves="function")
+    for promise in ("function", "approximate"):
+        with pytest.raises(gn.EditError, match="cannot promise"), net.edit() as edit:
+            edit.grow("fc1", 2, init=init, preserves=promise)  # type: ignore[arg-type]
     with net.edit() as edit:
         edit.grow("fc1", 2, init=init)
     assert net.history.latest.preserves == "none"

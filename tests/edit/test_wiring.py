@@ -408,6 +408,25 @@ def test_a_nested_edit_that_fails_leaves_the_outer_one() -> None:
     train(net, optimizer, x)
 
 
+def test_values_written_in_a_nested_edit_that_fails_are_taken_back() -> None:
+    net, _, _ = build(mlp(), 4)
+    twin, _, _ = build(mlp(), 4)
+
+    def fail(edit: Edit) -> None:
+        with edit.nested():
+            edit.shrink_and_perturb("fc1", noise=1.0)
+            edit.redirect("act2 -> head", "zzz")
+
+    with net.edit(seed=5) as edit:
+        edit.grow("fc1", 2, init="kaiming")
+        with pytest.raises(gn.EditError, match="no op 'zzz'"):
+            fail(edit)
+    with twin.edit(seed=5) as edit:
+        edit.grow("fc1", 2, init="kaiming")
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, net.state_dict()[name]), name
+
+
 def test_swapping_norms_carries_gain_and_shift() -> None:
     net, optimizer, x = build(conv(), 3, 8, 8)
     gain = net.get_parameter("norm1.weight").detach().clone()
