@@ -13,7 +13,7 @@ from graphnet.edit.plan import Loose, Plan, Preserves, Step
 from graphnet.errors import EditError
 from graphnet.ir.ops.activation import Activation, Dropout
 from graphnet.ir.ops.base import Op
-from graphnet.ir.ops.blend import Blend
+from graphnet.ir.ops.blend import BLENDED, Blend
 from graphnet.ir.ops.io import Input, Output
 
 __all__ = ["deepen"]
@@ -147,7 +147,12 @@ def _same(one: Op, two: Op) -> bool:
 
 
 def _plain(what: str, op: Op) -> Any:
-    """The name of an activation that a blend can hold: one with no attributes of its own."""
+    """The name of an activation that a blend can hold: one that maps zero to zero, with no attributes of its own."""
+    if op.op not in BLENDED:
+        raise EditError(
+            f"{what}: {op.op!r} cannot be blended in (only {', '.join(BLENDED)} can): name another activation=, or use "
+            "form='residual'"
+        )
     if op.model_dump(exclude_defaults=True).keys() - {"name", "inputs", "op"}:
         raise EditError(f"{what}: {op.op!r} with attributes of its own cannot be blended in; use form='residual'")
     return op.op
