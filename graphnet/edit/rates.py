@@ -7,7 +7,6 @@ unit maps: :class:`graphnet.runtime.births.Births` holds them, :mod:`graphnet.ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -37,6 +36,11 @@ AGELESS = -(1 << 40)
 
 FLOOR = 0.1
 """The least factor of rate adaptation, unless another is given: a block of zeros would never move."""
+
+MOST_STEPS = 1 << 40
+"""More optimizer steps than any training takes; step counts are kept as 64-bit integers."""
+
+_LARGEST = torch.finfo(torch.float64).max
 
 AgeSlot = Literal["birth", "rate", "until", "rewarm", "rewarmed", "stage", "floor", "multiplier"]
 
@@ -96,8 +100,8 @@ def set_rates(
         A value is not of its kind, or an optimizer makes no updates that could be scaled (LBFGS).
     """
     fast, floor = _speed(speed), _floor(rate)
-    if rewarm is not None and (isinstance(rewarm, bool) or not isinstance(rewarm, int) or rewarm < 1):
-        raise EditError(f"rewarm is a number of optimizer steps, a whole number of at least 1; not {rewarm!r}")
+    if rewarm is not None and not _is_steps(rewarm):
+        raise EditError(f"rewarm is a number of optimizer steps, a whole number from 1 to 2**40; not {rewarm!r}")
     given: dict[str, Any] = {}
     if fast is not None:
         given["speed"] = list(fast)
@@ -137,19 +141,26 @@ def _speed(speed: Any) -> tuple[float, int] | None:
     if speed is None:
         return None
     factor, steps = speed if isinstance(speed, tuple | list) and len(speed) == 2 else (None, None)
-    numbers = not isinstance(factor, bool) and isinstance(factor, int | float) and isfinite(factor) and factor > 0
-    if not numbers or isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise EditError(f"speed is (factor above 0, number of steps), for instance (5.0, 1955); not {speed!r}")
+    numbers = not isinstance(factor, bool) and isinstance(factor, int | float) and 0 < factor <= _LARGEST
+    if not numbers or not _is_steps(steps):
+        raise EditError(
+            f"speed is (factor above 0, number of steps from 1 to 2**40), for instance (5.0, 1955); not {speed!r}"
+        )
     assert isinstance(factor, int | float)
-    return factor, steps
+    assert isinstance(steps, int)
+    return float(factor), steps
+
+
+def _is_steps(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_STEPS
 
 
 def _floor(rate: Any) -> float | None:
     if rate is None:
         return None
     name, floor = rate if isinstance(rate, tuple | list) and len(rate) == 2 else (rate, FLOOR)
-    number = not isinstance(floor, bool) and isinstance(floor, int | float) and isfinite(floor) and 0 < floor <= 1
-    if name != "adapted" or not number:
+    number = not isinstance(floor, bool) and isinstance(floor, int | float) and 0 < floor <= 1
+    if not (isinstance(name, str) and name == "adapted" and number):
         raise EditError(f"rate is 'adapted', or ('adapted', floor) with a floor above 0 and up to 1; not {rate!r}")
     return float(floor)
 

@@ -135,7 +135,7 @@ def blend(plan: Plan, name: str, *, to: str, learned: bool = True) -> Replacemen
     Source: Wei et al. (ICML 2016, arXiv 1603.01670).
     """
     old = plan.graph.nodes[name].op
-    if old.op not in BLENDED or _attributes(old) or to not in BLENDED:
+    if old.op not in BLENDED or _attributes(old) or not isinstance(to, str) or to not in BLENDED:
         raise EditError(
             f"replace {name!r}: a blend goes from one to another of {', '.join(BLENDED)} with default attributes, not "
             f"from {old.op!r} to {to!r}"

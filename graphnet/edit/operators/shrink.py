@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
-
 import torch
 
 from graphnet.edit.plan import Plan, Step
@@ -12,6 +10,7 @@ from graphnet.errors import EditError
 __all__ = ["shrink_and_perturb"]
 
 _KINDS = ("weight", "bias", "table")
+_LARGEST = torch.finfo(torch.float64).max
 
 
 def shrink_and_perturb(
@@ -21,18 +20,19 @@ def shrink_and_perturb(
 
     See :meth:`graphnet.edit.edit.Edit.shrink_and_perturb`.
     """
-    for option, given, most in (("shrink", shrink, 1.0), ("noise", noise, float("inf"))):
-        number = isinstance(given, int | float) and not isinstance(given, bool) and isfinite(given)
+    for option, given, most in (("shrink", shrink, 1.0), ("noise", noise, _LARGEST)):
+        number = isinstance(given, int | float) and not isinstance(given, bool)
         if not number or not 0 <= given <= most:
-            bound = "from 0 to 1" if most == 1 else "of at least 0"
+            bound = "from 0 to 1" if most == 1 else "of at least 0, and finite"
             raise EditError(f"shrink_and_perturb: {option} is a number {bound}, not {given!r}")
+    shrink, noise = float(shrink), float(noise)
     names = _tensors(plan, group)
     for name in names:
         value = plan.value(name)
         drawn = torch.randn(value.shape, generator=plan.generator, dtype=torch.float64)
         rank = len(plan.spec(name).dims)
         plan.staged(name).write([None] * rank, shrink * value + (noise * drawn).to(value))
-    arguments = {"shrink": float(shrink), "noise": float(noise)}
+    arguments = {"shrink": shrink, "noise": noise}
     same = shrink == 1 and noise == 0
     plan.steps.append(
         Step("shrink_and_perturb", group, arguments, (), (), "function" if same else "none",
