@@ -11,6 +11,7 @@ from graphnet.edit.forecast import PlannedCost, forecast
 from graphnet.edit.host import Batch, Loss, Snapshot
 from graphnet.edit.plan import Plan, Preserves, Step
 from graphnet.edit.rates import Rate
+from graphnet.edit.texts import check_texts
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
 
@@ -613,6 +614,7 @@ class Edit:
         try:
             yield self
             self._check_usable()
+            self._plan.validate()
         except BaseException:
             self._plan.restore(saved)
             self._failed = None
@@ -635,6 +637,8 @@ class Edit:
     def _do(self, operator: Callable[..., T], *args: Any, **options: Any) -> T:
         self._check_usable()
         try:
+            if getattr(operator, "__module__", "").startswith(operators.__name__):
+                check_texts(operator, args, options)
             return operator(self._plan, *args, **options)
         except BaseException as error:
             self._failed = f"{type(error).__name__}: {error}"
