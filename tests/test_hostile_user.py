@@ -186,7 +186,7 @@ def _resize(net: gn.Network) -> None:
 CHANGES: dict[str, tuple[Callable[[gn.Network], object], str]] = {
     "parametrized": (lambda n: parametrize.register_parametrization(n.fc1, "weight", Doubled()), "'fc1.weight'"),
     "weight norm": (lambda n: parametrizations.weight_norm(n.fc2), "'fc2.weight'"),
-    "orthogonal bias": (lambda n: parametrize.register_parametrization(n.fc2, "bias", Doubled()), "'fc2.bias'"),
+    "parametrized bias": (lambda n: parametrize.register_parametrization(n.fc1, "bias", Doubled()), "'fc1.bias'"),
     "old weight norm": (lambda n: torch.nn.utils.weight_norm(n.fc1), "'fc1.weight'"),
     "spectral norm": (lambda n: torch.nn.utils.spectral_norm(n.fc1), "'fc1.weight'"),
     "pruned by torch": (lambda n: torch_prune.l1_unstructured(n.fc1, "weight", amount=0.5), "'fc1.weight'"),
