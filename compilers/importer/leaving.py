@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import Parameter, Signature
@@ -143,6 +144,8 @@ def _put_together(code: fx.Graph, spec: Any, values: list[Any]) -> Any:
         return spec.type(parts)
     if spec.type is dict:
         return dict(zip(spec.context, parts, strict=True))
+    if spec.type is namedtuple:
+        return code.call_function(spec.context, tuple(parts))
     names = _fields(spec)
     if names is None:
         raise ImportModelError(f"the model returns a {spec.type.__name__}, which plain code cannot put together")

@@ -6,7 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Self
 
 import torch
@@ -17,11 +17,12 @@ from graphnet.compilers.exporters import portable
 from graphnet.compilers.importer import import_model
 from graphnet.compilers.importer.assemble import Assembled
 from graphnet.compilers.importer.leaving import as_called
-from graphnet.compilers.plain import lower, tie
+from graphnet.compilers.plain import rebind, tie
 from graphnet.edit.host import Batch, Evaluation, Loss
 from graphnet.errors import ImportModelError
 from graphnet.ir.graph import Graph
 from graphnet.ir.ops.stored import Stored
+from graphnet.runtime.import_checks import check_import, first_run
 from graphnet.runtime.meta import on_meta
 from graphnet.runtime.network import Network
 
@@ -33,7 +34,6 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,36 +170,6 @@ def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
             )
 
 
-def difference(one: Any, two: Any) -> float | None:
-    """The largest relative difference of two results, where it is more than rounding; else None."""
-    worst = 0.0
-    found = False
-    for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(two), strict=True):
-        if not isinstance(a, Tensor):
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return float("inf")
-        if not (a.is_floating_point() or a.is_complex()):
-            if not torch.equal(a, b):
-                return float("inf")
-            continue
-        limit = _TOLERANCE.get(a.dtype, 1e-5)
-        wide = torch.complex128 if a.is_complex() else torch.float64
-        a, b = a.detach().to(wide), b.detach().to(wide)
-        if a.numel() == 0:
-            continue
-        same = torch.isfinite(a) & torch.isfinite(b)
-        if not torch.equal(torch.nan_to_num(a)[~same], torch.nan_to_num(b)[~same]):
-            return float("inf")
-        a, b = a[same], b[same]
-        if a.numel() == 0:
-            continue
-        gap = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-30)
-        worst = max(worst, gap)
-        found = found or gap > limit
-    return worst if found else None
-
-
 def bound(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Arguments in one form for every way of writing a call; arguments at their default are left out."""
     try:
@@ -298,7 +268,7 @@ def from_torch(
         )
     net = _network(model, assembled, calling, share=share, seed=seed)
     if check:
-        _check(net, twin, positional, named)
+        check_import(net, twin, positional, named)
     _copy_modes(model, net)
     net.verify_on(*example)
     return net
@@ -362,12 +332,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Let torch.export take results of dataclasses apart, and find out whether the model runs at all."""
-    twin.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = twin(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
-    except Exception as error:
-        raise ImportModelError(f"the model does not run on the example: {type(error).__name__}: {error}") from error
+    output = first_run(twin, args, kwargs)
 
     def visit(value: Any) -> None:
         kind = type(value)
@@ -405,8 +370,7 @@ def _network(
             home._buffers[attribute] = value if share else _copied(value)
     tie(assembled.graph, net)
     _order(net, assembled.table.order)
-    current = net._current
-    net.__dict__["_current"] = replace(current, program=lower(current.graph, net))
+    rebind(net._current.program, net)
     return net
 
 
@@ -445,37 +409,3 @@ def _copy_modes(model: nn.Module, net: nn.Module) -> None:
         while path not in modes:
             path = path.rpartition(".")[0]
         module.training = modes[path]
-
-
-def _check(net: ImportedNetwork, twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Compare network and model on the example, in both modes."""
-    kept = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
-    before = {name: module.training for name, module in net.named_modules()}
-    for training in (False, True):
-        twin.train(training)
-        net.train(training)
-
-        def run(module: Callable[..., Any]) -> Any:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)
-                return module(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
-
-        try:
-            expected = run(twin)
-        except Exception:
-            if training:
-                continue  # a batch of one, for a batch norm
-            raise
-        found = run(net)
-        worst = difference(expected, found)
-        if worst is not None:
-            mode = "training" if training else "evaluation"
-            raise ImportModelError(
-                f"in {mode} mode the imported network's output differs from the model's by {worst:.3g} on the "
-                "example: its forward does something that a trace does not show (a random choice, a state of its own)"
-            )
-    with torch.no_grad():
-        for name, buffer in net.named_buffers():
-            buffer.copy_(kept[name])
-    for name, module in net.named_modules():
-        module.training = before[name]

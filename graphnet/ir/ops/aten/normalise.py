@@ -79,14 +79,20 @@ class Softmax(Call):
 
 @register
 class WeightNorm(Call):
-    """A weight of given direction, with the length of each of its slices along one dimension apart."""
+    """A weight of given direction, with the length of its slices along one dimension, or of the whole, apart.
+
+    The dimensions along which a length is taken are coupled.
+    """
 
     op: Literal["weight_norm"] = "weight_norm"
     targets: ClassVar[tuple[str, ...]] = ("_weight_norm", "_weight_norm_interface")
 
     def rule(self, ctx: Context, *inputs: Dims) -> Dims | tuple[Dims, ...]:
         direction, length = inputs
-        for one, two in zip(direction, length, strict=True):
-            if two.constant != 1:
-                ctx.unify(one, two)
+        of_slices = len(length) == len(direction)
+        for at, dim in enumerate(direction):
+            if of_slices and length[at].constant != 1:
+                ctx.unify(dim, length[at])
+            elif not ctx.fixed(dim):
+                ctx.couple(dim, "the length of a weight is taken along it")
         return direction if self.ports == 1 else (direction, length)
