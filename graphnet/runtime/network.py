@@ -29,6 +29,7 @@ from graphnet.edit.host import Batch, Evaluation, Loss, OptimizerKind, Slot, Sna
 from graphnet.edit.plan import Plan
 from graphnet.errors import EditError, GraphError
 from graphnet.ir.graph import Graph
+from graphnet.ir.infer import BATCH
 from graphnet.runtime.averages import Average
 from graphnet.runtime.evaluate import evaluate
 from graphnet.runtime.gradients import dense
@@ -724,7 +725,7 @@ def _params(graph: Graph) -> int:
 
 
 def _flops(graph: Graph) -> int | None:
-    return None if len(graph.dynamic) > 1 else graph.cost().flops
+    return None if {*graph.dynamic} - {f"<{BATCH}>"} else graph.cost().flops
 
 
 def _mix(seed: int, version: int) -> int:
