@@ -12,6 +12,7 @@ from torch import Tensor
 
 import graphnet as gn
 from graphnet.edit.newborns import visible
+from graphnet.edit.rates import AGELESS
 from graphnet.ir.ops import OPS
 from graphnet.testing import check_close, check_preserved, graphs, random_network, sample, state_of, train, wave_loss
 
@@ -179,6 +180,32 @@ def test_negative_multiples_are_refused() -> None:
     duplicate(net, 0, 2, -2.0)
     with pytest.raises(gn.EditError, match=r"units \[2\] are no positive multiple of unit 0"), net.edit() as edit:
         edit.merge("fc1", pairs=[(0, 2)], scaled=True)
+
+
+def test_negative_multiples_are_no_duplicates() -> None:
+    net = random_network(gn.mlp([5, 6, 3]), 0)
+    duplicate(net, 0, 2, -2.0)
+    with pytest.raises(gn.EditError, match="no two units"), net.edit() as edit:
+        edit.merge("fc1", threshold=1e-9, scaled=True)
+    duplicate(net, 1, 3, 2.0)
+    with net.edit() as edit:
+        assert edit.merge("fc1", threshold=1e-9, scaled=True) == (3,)
+
+
+def test_a_survivor_is_as_old_as_the_oldest_that_goes_into_it() -> None:
+    net = random_network(gn.mlp([5, 6, 3]), 0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    net.attach(optimizer)
+    for seed in (0, 1):
+        train(net, optimizer, 2, seed=seed)
+        with net.edit() as edit:
+            edit.grow("fc1", 1, state="aged")
+    births = net._attached["0"].updates.births[net.fc1.weight].table("birth")[0]
+    assert births.tolist()[6:] == [2, 4]
+    with net.edit() as edit:
+        edit.merge("fc1", pairs=[(7, 6), (0, 1)])
+    births = net._attached["0"].updates.births[net.fc1.weight].table("birth")[0]
+    assert births.tolist() == [AGELESS] * 5 + [2]
 
 
 def test_merged_training_is_the_training_of_the_unit_before_the_split() -> None:

@@ -404,6 +404,36 @@ def test_the_compact_network_is_the_masked_one(data: st.DataObject) -> None:
 # -- thresholds -------------------------------------------------------------------------------------------------
 
 
+def test_every_consumer_must_read_nothing_of_a_unit_that_goes_without_a_trace() -> None:
+    ops = [op("input", "x", shape=(4,)), op("linear", "a", "x", out=5)]
+    ops += [op("linear", "b", "a", out=3), op("linear", "c", "a", out=3), op("add", "s", "b", "c")]
+    net = random_network(gn.Graph.from_ops(ops, ["s"]), 0)
+    with torch.no_grad():
+        net.b.weight[:, 1] = 0
+    with pytest.raises(gn.EditError, match="outgoing weights"), net.edit() as edit:
+        edit.prune("a", units=[1], preserves="function")
+    with torch.no_grad():
+        net.c.weight[:, 1] = 0
+    (x,) = sample(net.graph, 1)
+    before = net(x)
+    with net.edit() as edit:
+        edit.prune("a", units=[1], preserves="function")
+    check_preserved(net, before, x)
+
+
+def test_an_id_is_never_given_twice() -> None:
+    net = random_network(gn.mlp([4, 5, 3]), 0)
+    with net.edit() as edit:
+        edit.prune("fc1", units=[3, 4])
+    with net.edit() as edit:
+        assert edit.grow("fc1", 2) == (5, 6)
+    with net.edit() as edit:
+        assert edit.reset("fc1", units=[6]) == (7,)
+        assert edit.grow("fc1", 1) == (8,)
+        assert edit.split("fc1", units=[8]) == (9,)
+    assert net.graph.groups["fc1"].ids == (0, 1, 2, 5, 7, 8, 9)
+
+
 def test_below_takes_every_unit_at_most_the_threshold() -> None:
     net = random_network(gn.mlp([3, 5, 2]), 0)
     with torch.no_grad():

@@ -140,6 +140,39 @@ def test_units_to_copy_are_chosen_by_score_and_recorded_by_id() -> None:
     assert torch.equal(again.head.weight, net.head.weight)
 
 
+def test_copies_have_their_donors_place_in_a_norm() -> None:
+    net = random_network(gn.mlp([4, 5, 3], norm="batch"), 0)
+    (x,) = sample(net.graph, 1)
+    net.eval()
+    before = net(x)
+    with net.edit() as edit:
+        assert edit.split("fc1", units=[2, 4], preserves="function") == (5, 6)
+    for slot in ("weight", "bias", "running_mean", "running_var"):
+        values = net.tensor(f"norm1.{slot}").detach()
+        assert torch.equal(values[5:], values[[2, 4]]), slot
+    check_preserved(net, before, x)
+
+
+def test_the_copies_of_a_unit_stand_together_in_the_order_of_units() -> None:
+    net = random_network(gn.mlp([4, 5, 3]), 0)
+    with net.edit() as edit:
+        born = edit.split("fc1", units=[3, 1], copies=2)
+    assert born == (5, 6, 7, 8)
+    assert torch.equal(net.fc1.weight[5:], net.fc1.weight[[1, 1, 3, 3]])
+
+
+def test_a_split_unit_is_shared_among_copies_once_under_tied_readers() -> None:
+    ops = [op("input", "x", shape=(4,)), op("linear", "a", "x", out=5), op("tanh", "h", "a")]
+    ops += [op("linear", "b", "h", out=3), op("linear", "c", "h", out=3, tied="b")]
+    ops += [op("mul", "m", "b", "c"), op("linear", "d", "m", out=2)]
+    net = random_network(gn.Graph.from_ops(ops, ["d"]), 0)
+    (x,) = sample(net.graph, 1)
+    before = net(x)
+    with net.edit() as edit:
+        edit.split("a", units=[0, 3], shares="random", preserves="function")
+    check_preserved(net, before, x)
+
+
 def test_noise_makes_copies_approximate() -> None:
     net = random_network(gn.mlp([5, 6, 3]), 0)
     with pytest.raises(gn.EditError, match="noise on the newborns"), net.edit() as edit:

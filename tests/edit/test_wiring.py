@@ -408,6 +408,40 @@ def test_a_nested_edit_that_fails_leaves_the_outer_one() -> None:
     train(net, optimizer, x)
 
 
+def test_a_branch_that_gives_something_cannot_go_without_a_trace() -> None:
+    net, _, x = build(mlp(), 4)
+
+    def half(edit: Edit) -> None:
+        edit.insert("linear", "branch", inputs="act1", init="zeros")
+        edit.insert("sigmoid", "gate", inputs="branch")
+        edit.insert("add", "sum", inputs=["act1", "gate"])
+        edit.redirect("act1 -> fc2", "sum", preserves="function")
+
+    with pytest.raises(gn.EditError, match="cannot promise"), net.edit() as edit:  # sigmoid(0) is 1/2
+        half(edit)
+    with net.edit() as edit:
+        residual(edit)
+    with torch.no_grad():
+        net.get_parameter("branch.bias")[2] = 1.0  # its weights are zero, and so are its other biases
+    before = output(net, x)
+    with pytest.raises(gn.EditError, match="cannot promise"), net.edit() as edit:
+        edit.remove("sum", keep="act1", preserves="function")
+    assert torch.equal(before, output(net, x))
+
+
+def test_new_layers_train_when_the_network_does() -> None:
+    net, _, _ = build(mlp(), 4)
+    for mode in (False, True):
+        net.train(mode)
+        with net.edit() as edit:
+            edit.insert("dropout", f"drop{mode}", inputs="act1", before="fc2" if not mode else "dropFalse")
+        assert net.get_submodule(f"drop{mode}").training is mode
+    net.eval()
+    with net.edit() as edit:
+        edit.deepen("act2", form="residual", norm="batch_norm")
+    assert not any(module.training for module in net.modules())
+
+
 def test_values_written_in_a_nested_edit_that_fails_are_taken_back() -> None:
     net, _, _ = build(mlp(), 4)
     twin, _, _ = build(mlp(), 4)

@@ -139,6 +139,15 @@ def test_a_group_that_is_empty_or_repeats_a_unit_is_refused(
         graph.resized({"fc1": dataclasses.replace(graph.groups["fc1"], ids=ids, dormant=dormant)})
 
 
+def test_a_layer_that_starts_afresh_has_units_of_its_own() -> None:
+    graph = mlp([4, 3, 5, 2])
+    wider = graph.ops["fc2"].model_copy(update={"out": 7})
+    after = graph.rewritten([wider], fresh=["fc2.weight", "fc2.bias", "head.weight"])
+    assert after.groups["fc2"].ids == tuple(range(5, 12))
+    assert after.groups["fc2"].next_id == 12
+    assert after.groups["fc1"].ids == (0, 1, 2)
+
+
 def test_depthwise_convolutions_follow_their_channels() -> None:
     graph = load(
         {

@@ -12,6 +12,7 @@ import pytest
 from graphnet.errors import GraphError
 from graphnet.ir.document import load
 from graphnet.ir.graph import Graph
+from graphnet.ir.layout import const, join, times
 from graphnet.ir.reference import evaluate
 from graphnet.ir.unify import Unifier
 
@@ -181,6 +182,17 @@ def test_unifying_twice_changes_nothing() -> None:
     unifier.unify(twelve, resolved)
     assert unifier.resolve(twelve) == resolved
     assert unifier.changes - before <= 2  # factoring again binds its own two new atoms, and nothing old
+
+
+def test_a_cut_inside_one_of_several_equal_parts() -> None:
+    unifier = Unifier()
+    four = unifier.fresh(4)
+    dim = times(const(3), four)
+    first, rest = unifier.split(dim, 6)
+    assert (unifier.size(first), unifier.size(rest)) == (6, 6)
+    halves = list(unifier.resolve(four).atoms())
+    assert len(halves) == 2, "each of the three is cut at its middle"
+    assert list(join(first, rest).atoms()) == 3 * halves
 
 
 def test_dimensions_of_another_size_do_not_unify() -> None:

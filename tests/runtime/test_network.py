@@ -317,6 +317,19 @@ def test_groups_have_the_names_of_the_ops_that_write_them() -> None:
         edit.grow("blocks.0.fc3", 1)
 
 
+def test_each_edit_draws_numbers_of_its_own() -> None:
+    nets = [gn.Network(gn.mlp([4, 6, 2]), seed=seed) for seed in (0, 0, 1)]
+    for net in nets:
+        for _ in range(2):
+            with net.edit() as edit:
+                edit.grow("fc1", 1, init="kaiming")
+    first, again, other = (net.fc1.weight.detach()[6:] for net in nets)
+    assert torch.equal(first, again), "the network's seed says which"
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
 def test_one_edit_at_a_time() -> None:
     net = small()
     with net.edit() as edit:
