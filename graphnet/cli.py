@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+GraphReference = Annotated[str, typer.Argument(
+    metavar="GRAPH", help="An architecture document, or a checkpoint; FILE@N is version N of a checkpoint's history.",
+)]  # fmt: skip
+
 INTERRUPTED = 130
 _WIDE = 160
 """Columns where the output is no terminal, so that a table in a file is not cut."""
@@ -119,17 +123,17 @@ def report(folder: RunFolder) -> None:
 
 @app.command()
 def show(
-    file: DocumentFile,
+    reference: Annotated[str, typer.Argument(metavar="FILE", help="A document, or a checkpoint; FILE@N is version N of "
+        "a checkpoint's history.")],
     svg: Annotated[Path | None, typer.Option(help="Draw an architecture into this .svg or .png file.")] = None,
-) -> None:
-    """Print what a document says: an architecture's ops and unit groups, a policy's rules, an experiment's cells."""
-    kind = _read(file).get("kind")
+) -> None:  # fmt: skip
+    """Print what a file says: an architecture's ops and unit groups, a policy's rules, an experiment's cells."""
+    file = Path(reference)
+    kind = "architecture" if _is_version(reference) or _is_checkpoint(file) else _read(file).get("kind")
     if svg is not None and kind != "architecture":
         raise SchemaError(f"--svg draws architectures; {file} is of kind {kind!r}")
     if kind == "architecture":
-        from graphnet.ir.document import load
-
-        graph = load(file)
+        graph = _graph_of(reference)
         _show_architecture(graph)
         if svg is not None:
             typer.echo(f"picture: {graph.draw(svg)}")
@@ -147,16 +151,14 @@ def show(
 
 @app.command()
 def cost(
-    file: DocumentFile,
+    file: GraphReference,
     input_shape: Annotated[list[str] | None, typer.Option(metavar="[NAME=]SIZES", help="Shape of an input without the "
         "batch, such as 3,32,32; one size more in front is the batch. Needed where sizes are dynamic.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; 1 by default.")] = None,
     optimizer: Annotated[str, typer.Option(help="Whose state is counted.")] = "adam",
 ) -> None:  # fmt: skip
     """Print parameters, FLOPs and bytes of an architecture, op by op and in all."""
-    from graphnet.ir.document import load
-
-    graph = load(file)
+    graph = _graph_of(file)
     shapes, batch = _shapes(graph, input_shape or [], batch)
     found = graph.cost(shapes, batch=batch, optimizer=optimizer)
     table = _table(f"{graph.name}: one forward pass, batch of {batch}", "op", "kind", *_NUMBERS)
@@ -175,11 +177,6 @@ def cost(
 
 
 _NUMBERS = ("FLOPs", "parameters", "activation bytes")
-
-
-GraphReference = Annotated[str, typer.Argument(
-    metavar="GRAPH", help="An architecture document, or a checkpoint; FILE@N is version N of a checkpoint's history.",
-)]  # fmt: skip
 
 
 @app.command()
@@ -217,23 +214,15 @@ def schema(
 @app.command()
 def lint(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.")],
-    network: Annotated[Path, typer.Argument(metavar="NETWORK", help="An architecture, or a checkpoint.")],
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="An architecture, or a checkpoint.")],
     strict: Annotated[bool, typer.Option("--strict", help="Status 1 where a rule matches nowhere, too.")] = False,
     shown: Annotated[int, typer.Option("--matches", min=0, help="Matches of each rule that are listed.")] = 10,
 ) -> None:  # fmt: skip
     """Say what each rule of a policy would match in a network now, and why others would not."""
-    from graphnet.ir.document import load
     from graphnet.rules.lint import lint as look
     from graphnet.schemas.policy import load_policy_document
 
-    document = load_policy_document(policy)
-    if network.suffix in (".yaml", ".yml", ".json"):
-        graph = load(network)
-    else:
-        from graphnet.runtime.checkpoint import load_checkpoint
-
-        graph = load_checkpoint(network).graph
-    findings = look(document, graph)
+    findings = look(load_policy_document(policy), _graph_of(network))
     console = _console()
     for finding in findings:
         console.print(_finding(finding, shown), soft_wrap=True)
@@ -287,7 +276,7 @@ def _show_architecture(graph: Graph) -> None:
         marks = Text("")
         for mark, why, style in (
             ("frozen", group.frozen, "red"), ("output", "", "cyan") if group.output else ("", None, ""),
-            ("coupled", group.coupled, "yellow"),
+            ("coupled", group.coupled, "yellow"), ("cannot grow", group.no_growth, "magenta"),
         ):  # fmt: skip
             if why is not None and mark:
                 marks.append(("\n" if marks else "") + mark, style=style)
@@ -395,7 +384,7 @@ def _graph_of(reference: str) -> Graph:
     from graphnet.ir.document import load
 
     name, version = reference, ""
-    if not Path(reference).exists() and "@" in reference:
+    if _is_version(reference):
         name, _, version = reference.rpartition("@")
     if not _is_checkpoint(Path(name)):
         if version:
@@ -407,6 +396,10 @@ def _graph_of(reference: str) -> Graph:
     if version and not version.isdecimal():
         raise GraphError(f"{reference}: after @ stands the number of a version, not {version!r}")
     return history[int(version)].graph if version else history.latest.graph
+
+
+def _is_version(reference: str) -> bool:
+    return "@" in reference and not Path(reference).exists()
 
 
 def _is_checkpoint(path: Path) -> bool:

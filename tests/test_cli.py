@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import graphnet as gn
@@ -190,6 +192,30 @@ def test_diff_of_documents_and_of_versions(network: Path, tmp_path: Path) -> Non
         result = call("diff", *arguments)
         assert result.exit_code != 0
         assert words in " ".join(result.stderr.split()), result.stderr
+
+
+def test_show_and_cost_of_a_checkpoint_of_an_imported_model(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.order, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = torch.relu(self.body(x))
+            return self.head(hidden), torch.cumsum(self.order(hidden), -1)[:, 0]
+
+    net = gn.from_torch(Model(), (torch.randn(2, 4),))
+    with net.edit() as edit:
+        edit.prune("body", units=[0])
+    run = net.save(tmp_path / "run.gn")
+    shown = {version: call("show", f"{run}@{version}").stdout for version in (0, 1)}
+    assert call("show", run).stdout == shown[1]
+    assert "frozen: the order of its positions counts (op 'cumsum')" in shown[1]
+    for version, units in ((0, 6), (1, 5)):
+        row = next(line for line in shown[version].splitlines() if line.startswith("│ body ") and "neurons" in line)
+        assert row.split("│")[2].strip() == str(units)
+    cost = call("cost", run, "--batch", "2")
+    assert f"{net.graph.cost(batch=2).flops:,}" in cost.stdout
 
 
 @pytest.mark.parametrize("kind", ["architecture", "experiment", "policy"])
