@@ -475,7 +475,7 @@ _INITIALISERS = (
         "the n-th incumbent is taken for the unit at position n",
         "donors[newborns.positions] = incumbents[drawn]",
         "donors[newborns.positions] = drawn",
-        ("tests/edit/test_reset.py::test_a_replica_takes_its_share_of_a_donor",),
+        ("tests/edit/test_reset.py::test_replicas_in_the_place_of_units_copy_those_that_stay",),
     ),
     Fault(
         "tiny_without_projection",

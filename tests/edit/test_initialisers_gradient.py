@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -306,6 +307,19 @@ def test_tiny_projects_out_what_the_consumer_can_do_itself() -> None:
     with torch.no_grad():  # a change that the consumer's own weights give leaves nothing
         reachable = h @ torch.randn(4, 5, dtype=F64, generator=torch.Generator().manual_seed(1)) + 2.0
     assert float(unexplained(h, reachable, net.graph.ops["two"]).abs().max()) < 1e-10
+    span = span_of(net, group_of(net.graph), 2, x, y)
+    torch.testing.assert_close(directions(span).wanted, left, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(directions(span, project=False).wanted, -delta, rtol=1e-10, atol=1e-14)
+    grown = []
+    for project in (True, False):
+        again = copy.deepcopy(net)
+        with again.edit() as edit:
+            edit.grow("one", 2, init="tiny", gamma=0.1, batch=(x, y), loss=target_loss, project=project)
+        found = directions(span, project=project)
+        expected = 0.1 * found.values[:2].sqrt()[:, None] * found.outgoing[:2]
+        torch.testing.assert_close(again.two.weight[:, 4:].T.detach(), expected, rtol=1e-9, atol=1e-12)
+        grown.append(expected)
+    assert not torch.allclose(*grown), "the two differ here"
 
 
 def test_tiny_refuses_what_it_cannot_do() -> None:

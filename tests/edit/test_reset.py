@@ -332,6 +332,16 @@ def test_a_replica_takes_its_share_of_a_donor() -> None:
         edit.reset("fc1", units=[2], init="net2wider")
 
 
+def test_replicas_in_the_place_of_units_copy_those_that_stay() -> None:
+    net = random_network(gn.mlp([3, 6, 2]), 0)
+    stay = net.fc1.weight.detach()[3:].clone()
+    with net.edit() as edit:
+        edit.reset("fc1", units=[0, 1, 2], init="net2wider", outgoing="init")
+    assert torch.equal(net.fc1.weight[3:], stay)
+    for row in net.fc1.weight.detach()[:3]:
+        assert any(torch.equal(row, donor) for donor in stay)
+
+
 def test_units_that_would_never_train_are_refused() -> None:
     net = random_network(gn.mlp([3, 6, 2], activation="gelu"), 0)
     (x,) = sample(net.graph, 4)
