@@ -19,7 +19,7 @@ from graphnet.ir.layout import Layout
 from graphnet.ir.ops.base import Emitter
 from graphnet.ir.ops.io import Input, Output
 
-__all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "refresh_modules", "tie"]
+__all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "rebind", "refresh_modules", "tie"]
 
 
 def build_modules(graph: Graph, root: nn.Module) -> None:
@@ -178,6 +178,17 @@ def lower(
     if find is not None:
         source = {str(node.target): find(str(node.target)) for node in code.nodes if node.op in _REFERS}
     return fx.GraphModule(source, code, class_name=_class_name(graph.name))
+
+
+def rebind(program: fx.GraphModule, root: nn.Module) -> None:
+    """Point a lowered program, whose modules are those of ``root``, at the tensors that stand there now."""
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            path, _, attribute = str(node.target).rpartition(".")
+            home, held = program.get_submodule(path), getattr(root.get_submodule(path), attribute)
+            for table in (home._parameters, home._buffers):
+                if attribute in table:
+                    table[attribute] = held
 
 
 _REFERS = ("call_module", "get_attr")

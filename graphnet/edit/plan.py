@@ -179,6 +179,7 @@ class Plan:
     _slots: dict[str, dict[SlotKey, tuple[Slot, Staged]]] = field(default_factory=dict)
     _marks: dict[str, _Mark] = field(default_factory=dict)
     _slot_marks: dict[str, dict[SlotKey, _Mark]] = field(default_factory=dict)
+    _unvalidated: bool = False
 
     def __post_init__(self) -> None:
         self.base = self._recorded = self.graph
@@ -308,12 +309,16 @@ class Plan:
         if loss is None and (options.get("parameters") or options.pop("needs_loss", False)):
             raise EditError(f"{what} needs gradients: pass batch=(x, y) and loss=f with f(output, y)")
         options.pop("needs_loss", None)
+        self.validate()
         return self.host.evaluate(self.graph, self.values(), batch, loss, **options)
 
     # -- changing ---------------------------------------------------------------------------------------------
 
     def advance(self, *groups: UnitGroup) -> dict[str, UnitMap]:
         """Go on to a graph in which these groups have other units; ids say which unit is which.
+
+        The layouts of the new graph are inferred and compared (:meth:`validate`) when the network is run on it, its ops
+        change, or the transaction ends: once for any number of steps.
 
         Returns
         -------
@@ -323,10 +328,11 @@ class Plan:
         Raises
         ------
         EditError
-            The graph would not be valid.
+            A group would be too small, or hold a unit twice.
         """
         before = self.graph
-        after = before.resized({group.name: group for group in groups})
+        after = before.resized({group.name: group for group in groups}, validate=False)
+        self._unvalidated = True
         maps = {g.name: UnitMap.between(g.name, before.groups[g.name].ids, g.ids) for g in groups}
         for staged in self._every_staged():
             staged.advance(maps, before.sizes)
@@ -335,6 +341,18 @@ class Plan:
         self.graph = replace(after, version=self.base.version + 1)
         self.changes.append(units_change(self.graph, maps))
         return maps
+
+    def validate(self) -> None:
+        """Check the layouts of the graph as it will be, where widths have changed since it was last done.
+
+        Raises
+        ------
+        EditError
+            These widths do not give the layouts that the graph claims.
+        """
+        if self._unvalidated:
+            self.graph.validate()
+            self._unvalidated = False
 
     def restructure(
         self,
@@ -375,6 +393,7 @@ class Plan:
             The graph would not be valid, a tensor would not fit it, or a new one has no values.
         """
         before, given, resized = self.graph, dict(tensors or {}), dict(resized or {})
+        self.validate()
         try:
             found = rewrite(before, put, remove=remove, moved=moved, resized=resized, fresh=given)
         except GraphError as error:
@@ -471,7 +490,7 @@ class Plan:
     def savepoint(self) -> Plan:
         """A copy of the plan as it is now, for :meth:`restore`."""
         copy = Plan.__new__(Plan)
-        for name in ("host", "graph", "base"):
+        for name in ("host", "graph", "base", "_unvalidated"):
             setattr(copy, name, getattr(self, name))
         copy.generator = torch.Generator().set_state(self.generator.get_state())
         copy.steps, copy.changes, copy.cleared = _Steps(self, self.steps), list(self.changes), list(self.cleared)
@@ -499,7 +518,7 @@ class Plan:
         for name in (
             "host", "graph", "_recorded", "steps", "changes", "cleared", "reserve", "renamed", "beside", "loose",
             "_epochs", "_tensors",
-            "_slots", "_marks", "_slot_marks",
+            "_slots", "_marks", "_slot_marks", "_unvalidated",
         ):  # fmt: skip
             setattr(self, name, getattr(saved, name))
 
@@ -555,13 +574,15 @@ class Plan:
         Raises
         ------
         EditError
-            An inserted op is read by nothing, or the network was changed while the edit was open.
+            An inserted op is read by nothing, the network was changed while the edit was open, or widths do not give
+            the layouts that the graph claims.
         """
         if self.loose:
             raise EditError(
                 f"nothing reads the inserted {', '.join(map(repr, self.loose))}: redirect an edge to it, or remove it"
             )
         self._check_unchanged()
+        self.validate()
 
     def kept_reserve(self) -> dict[str, Tensor]:
         """The weights beside the live ones of tensors that have dormant units by now."""

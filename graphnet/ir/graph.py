@@ -2,7 +2,8 @@
 
 Build one with :func:`graphnet.load`, a builder (:func:`graphnet.mlp` ...), or :meth:`Graph.from_ops`. Every
 ``Graph`` that exists has passed validation: acyclic data flow, arity and ports, agreeing layouts, non-empty
-groups, no op without a way to an output.
+groups, no op without a way to an output. (Inside an open edit widths change one by one; that graph is validated before
+anything is run on it, and once when the edit ends.)
 """
 
 from __future__ import annotations
@@ -250,8 +251,15 @@ class Graph:
 
     # -- changing ---------------------------------------------------------------------------------------------
 
-    def resized(self, changes: Mapping[str, UnitGroup]) -> Graph:
-        """The next version, with some groups replaced by edited ones; validated.
+    def resized(self, changes: Mapping[str, UnitGroup], *, validate: bool = True) -> Graph:
+        """The next version, with some groups replaced by edited ones.
+
+        Parameters
+        ----------
+        changes : mapping of str to UnitGroup
+        validate : bool
+            Infer every layout again and compare; without it the caller does so (:meth:`validate`) before the graph is
+            used, once for any number of changes.
 
         Raises
         ------
@@ -276,7 +284,8 @@ class Graph:
                 raise EditError(f"unit group {name!r} would hold a unit twice")
             groups[name] = group
         following = replace(self, version=self.version + 1)._sized(groups)
-        following.validate()
+        if validate:
+            following.validate()
         return following
 
     def rewritten(self, put: Sequence[Op] = (), *, remove: Iterable[str] = (), **options: Any) -> Graph:
@@ -294,6 +303,11 @@ class Graph:
             The widths of this version do not give the layouts that it claims.
         """
         try:
+            self._compare(self, twice=False)  # these rules have been seen to be stable, and once costs half as much
+            return
+        except EditError:
+            pass
+        try:
             self._compare(self)
         except EditError:
             surrogate = self._widened()
@@ -301,12 +315,11 @@ class Graph:
                 raise
             self._compare(surrogate)
 
-    def _compare(self, sized: Graph) -> None:
+    def _compare(self, sized: Graph, *, twice: bool = True) -> None:
         """Infer layouts from the ops of a graph that may have other sizes, and compare them with this one's."""
         try:
-            found = infer(
-                [node.op for node in sized.nodes.values()], {n: node.inputs for n, node in sized.nodes.items()}
-            )
+            edges = {name: node.inputs for name, node in sized.nodes.items()}
+            found = infer([node.op for node in sized.nodes.values()], edges, twice=twice)
         except GraphError as error:
             raise EditError(f"the edited graph is not valid: {error}") from error
         for name, node in self.nodes.items():
@@ -337,14 +350,32 @@ class Graph:
     def _sized(self, groups: Mapping[str, UnitGroup]) -> Graph:
         """The graph with other groups, the sizes of its ops made to fit; not validated."""
         following = Graph(self.name, self.nodes, MappingProxyType(dict(groups)), self.dynamic, self.version)
-        nodes = {
-            name: replace(
-                node,
-                op=_with_sizes(node.op, following.op_sizes(name), node.sizes, self.dynamic, following.sizes),
-            )
-            for name, node in self.nodes.items()
-        }
-        return Graph(self.name, MappingProxyType(nodes), following.groups, self.dynamic, self.version)
+        touched: set[str] = set()
+        for name, group in groups.items():
+            if group.size != self.groups[name].size:
+                touched.update(self._sized_by.get(name, ()))
+        nodes = dict(self.nodes)
+        for name in touched:
+            node = nodes[name]
+            op = _with_sizes(node.op, following.op_sizes(name), node.sizes, self.dynamic, following.sizes)
+            if op is not node.op:
+                nodes[name] = replace(node, op=op)
+        found = Graph(self.name, MappingProxyType(nodes), following.groups, self.dynamic, self.version)
+        for key in ("tensors", "users", "outputs", "_sized_by"):  # what depends on layouts alone stays what it is
+            if key in self.__dict__:
+                found.__dict__[key] = self.__dict__[key]
+        return found
+
+    @cached_property
+    def _sized_by(self) -> Mapping[str, tuple[str, ...]]:
+        """For each group the ops that have it in a size argument."""
+        table: dict[str, dict[str, None]] = {}
+        for name, node in self.nodes.items():
+            for held in node.sizes.values():
+                for layout in _several(held):
+                    for key in layout.atoms():
+                        table.setdefault(key, {})[name] = None
+        return {key: tuple(names) for key, names in table.items()}
 
     # -- documents, cost, pictures (their modules say how) ------------------------------------------------------
 

@@ -240,8 +240,13 @@ class _Context:
         return ", ".join(f"[{', '.join(self.unifier.show(self.unifier.resolve(d)) for d in dims)}]" for dims in shapes)
 
 
-def infer(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -> Inference:
+def infer(
+    ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]], *, twice: bool = True
+) -> Inference:  # fmt: skip
     """Infer layouts and unit groups of ops in topological order.
+
+    ``twice`` runs every rule again and checks that nothing changes: a rule that is not stable is a bug. Where the same
+    ops have been seen to be stable, at other widths, once is enough.
 
     Raises
     ------
@@ -270,7 +275,7 @@ def infer(ops: Sequence[Op], edges: Mapping[str, tuple[tuple[str, int], ...]]) -
             dynamic[entry] = unifier.fresh(_NOMINAL[len(dynamic)], dynamic=entry)
         return dynamic[entry]
 
-    for second in (False, True):
+    for second in (False, True) if twice else (False,):
         before = unifier.changes
         ctx.outs.clear()
         for op in ops:

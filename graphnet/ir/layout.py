@@ -57,8 +57,10 @@ class Layout:
     @property
     def single(self) -> str | None:
         """The atom, when the layout is one atom and nothing else."""
-        if len(self.terms) == 1 and len(self.terms[0]) == 1 and isinstance(self.terms[0][0], str):
-            return self.terms[0][0]
+        terms = self.terms
+        if len(terms) == 1 and len(terms[0]) == 1:
+            factor = terms[0][0]
+            return factor if isinstance(factor, str) else None
         return None
 
     @property
@@ -73,6 +75,9 @@ class Layout:
 
     def size(self, sizes: Mapping[str, int]) -> int:
         """Number of positions, given the size of every atom."""
+        terms = self.terms
+        if len(terms) == 1 and len(terms[0]) == 1:  # an atom or an integer
+            return factor_size(terms[0][0], sizes)
         return sum(term_size(term, sizes) for term in self.terms)
 
     def substitute(self, replace: Callable[[str], Layout | None]) -> Layout:

@@ -88,16 +88,23 @@ class Unifier:
 
     def resolve(self, layout: Layout) -> Layout:
         """The layout with every bound atom replaced, to the end."""
-        single = layout.single
-        if single is not None:
-            return self._resolved_atom(single) or layout
+        terms = layout.terms
+        if len(terms) == 1 and len(terms[0]) <= 1:  # by far the most frequent: written out, since it is run so often
+            key = terms[0][0] if terms[0] else None
+            if type(key) is str:
+                return self._resolved_atom(key) or layout
+            return layout
         if not self.bound or not any(key in self.bound for key in layout.atoms()):
             return layout
         return layout.substitute(self._resolved_atom)
 
     def _resolved_atom(self, key: str) -> Layout | None:
-        if key not in self.bound:
+        found = self.bound.get(key)
+        if found is None:
             return None
+        single = found.single
+        if single is not None and single not in self.bound:
+            return found
         waiting = [key]  # a stack, since a deep network binds a long chain
         while waiting:
             target = self.bound[waiting[-1]]
