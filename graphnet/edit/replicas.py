@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from graphnet.edit.newborns import Claim, Newborns, visible
 from graphnet.edit.slices import read_units, write_units
 from graphnet.errors import EditError
 from graphnet.ir.layout import IndexArray
+from graphnet.ir.ops.norm import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = ["random_weights", "replicate", "shares_of"]
 
@@ -48,12 +50,28 @@ def replicate(newborns: Newborns, donors: IndexArray, weights: NDArray[np.float6
         value = read_units(plan, holder, name, donors[shared])
         shape = (-1, *(1,) * (value.dim() - 1))
         write_units(plan, holder, name, shared, value * factors.to(value).reshape(shape))
-    reason = visible(newborns.group)
+    reason = _visible_copies(newborns)
     if reason is not None:
         return Claim("none", reason)
     if noise:
         return Claim("approximate", "noise on the newborns' incoming weights")
     return Claim("function")
+
+
+def _visible_copies(newborns: Newborns) -> str | None:
+    """Why copies change the function; None where they cannot.
+
+    Where every unit of a norm's statistics is copied equally often and shared equally, mean and variance stay.
+    """
+    group, plan, shares = newborns.group, newborns.plan, newborns.shares
+    if group.coupled is None or shares is None or np.ptp(shares) != 0.0:
+        return visible(group)
+    for node in plan.graph.nodes.values():
+        for layout, _ in node.coupled:
+            owned = layout.owners(group.name, plan.graph.sizes) >= 0
+            if owned.any() and not (owned.all() and isinstance(node.op, LayerNorm | RMSNorm | GroupNorm)):
+                return visible(group)
+    return visible(replace(group, coupled=None))
 
 
 def random_weights(newborns: Newborns, split: Literal["equal", "random"]) -> NDArray[np.float64]:

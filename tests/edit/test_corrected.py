@@ -111,6 +111,60 @@ def test_group_norm_without_positions() -> None:
     assert float((net(x).detach() - before).abs().max() / before.abs().max()) <= 1e-12
 
 
+CONVOLVED = {
+    "inputs": {"x": {"shape": [3, 4, 4]}},
+    "ops": [
+        {"name": "c", "op": "conv2d", "out": 6, "kernel": 1}, {"name": "n", "op": "group_norm", "groups": 2},
+        {"name": "a", "op": "gelu"}, {"name": "d", "op": "conv2d", "out": 2, "kernel": 1},
+    ],
+    "outputs": ["d"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_group_norm_over_positions_takes_equal_copies(count: int) -> None:
+    graph = gn.load(CONVOLVED)
+    net, _, x = network(graph, 3, 4, 4)
+    inside = next(name for name, one in graph.groups.items() if one.coupled)
+    before = net(x).detach()
+    with net.edit() as edit:
+        edit.grow(inside, count, init="corrected", preserves="function")
+    assert float((net(x).detach() - before).abs().max() / before.abs().max()) <= 1e-12
+    with pytest.raises(gn.EditError, match=f"grow it by {3 + count} or a multiple, not by 1"), net.edit() as edit:
+        edit.grow(inside, 1, init="corrected")
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "group"])
+def test_equal_copies_keep_the_statistics_of_a_norm_and_unequal_ones_do_not(norm: Any) -> None:
+    graph = gn.mlp([4, 8, 6, 2], norm=norm)
+    net, _, x = network(graph, 4)
+    group = next(name for name, one in graph.groups.items() if one.coupled)
+    before = net(x).detach()
+    with net.edit() as edit:
+        edit.split(group, units=list(edit.graph.groups[group].ids), copies=1, preserves="function")
+    assert float((net(x).detach() - before).abs().max() / before.abs().max()) <= 1e-12
+    for units, options in ((net.graph.groups[group].ids[:2], {}), (net.graph.groups[group].ids, {"shares": "random"})):
+        with pytest.raises(gn.EditError, match="coupled"), net.edit() as edit:
+            edit.split(group, units=list(units), preserves="function", **options)
+
+
+def test_equal_copies_of_a_part_of_what_a_norm_reads_are_not_exact() -> None:
+    """Of a concat of two groups only one is copied: the other weighs less in the mean."""
+    graph = gn.load({
+        "inputs": {"x": {"shape": [4]}},
+        "ops": [
+            {"name": "a", "op": "linear", "inputs": ["x"], "out": 3},
+            {"name": "b", "op": "linear", "inputs": ["x"], "out": 2},
+            {"name": "both", "op": "concat", "inputs": ["a", "b"]}, {"name": "n", "op": "layer_norm"},
+            {"name": "head", "op": "linear", "out": 2},
+        ],
+        "outputs": ["head"],
+    })  # fmt: skip
+    net, _, _ = network(graph, 4)
+    with pytest.raises(gn.EditError, match="coupled"), net.edit() as edit:
+        edit.split("a", units=list(edit.graph.groups["a"].ids), copies=1, preserves="function")
+
+
 def test_refusals() -> None:
     def refused(graph: Graph, group: str, words: str, init: str = "corrected") -> None:
         net = gn.Network(graph, seed=0)

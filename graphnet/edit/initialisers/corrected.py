@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from graphnet.edit.initialisers.base import initialiser
+from graphnet.edit.initialisers.draws import refuse_tied
 from graphnet.edit.newborns import Claim, Newborns
+from graphnet.edit.replicas import replicate
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
 from graphnet.ir.infer import Node
@@ -38,8 +40,9 @@ def corrected(newborns: Newborns, *, outgoing: Literal["zeros", "kaiming"] = "ka
     Under layer norm (and group norm without positions) a newborn is the mean of the incumbents, so that it changes no
     mean and adds nothing to the variance; under RMS norm it is zero. The norm's gain is multiplied by sqrt(n/n') and
     its epsilon by n/n', where n units become n'; the optimizer's state of the gain follows by the chain rule. What
-    the norm gives for a newborn is then zero, so that weights behind the norm are free. Sources: Wang et al., LEMON
-    (ICLR 2024, arXiv 2310.07999); Gesmundo and Maile (arXiv 2308.06103).
+    the norm gives for a newborn is then zero, so that weights behind the norm are free. A group norm over positions
+    leaves no such choice: there every unit is replicated equally, by a multiple of their number. Sources: Wang et
+    al., LEMON (ICLR 2024, arXiv 2310.07999); Gesmundo and Maile (arXiv 2308.06103).
 
     Parameters
     ----------
@@ -61,6 +64,8 @@ def corrected(newborns: Newborns, *, outgoing: Literal["zeros", "kaiming"] = "ka
         raise EditError(f"{what}: a model output reads it")
     for node in norms:
         _check_norm(what, node, name)
+    if over_positions := [node.op.name for node in norms if _takes_positions(node)]:
+        return _replicated(newborns, what, over_positions[0])
     fill: Fill = "zero" if all(isinstance(node.op, RMSNorm) for node in norms) else "mean"
     states = _flow(what, plan.graph, name, fill)
     for block in newborns.incoming():
@@ -109,11 +114,25 @@ def _check_norm(what: str, node: Node, group: str) -> None:
         raise EditError(f"{what}: {node.coupled[0][1]} (op {name!r}), which cannot be corrected")
     if any(layout.single != group for layout, _ in node.coupled):
         raise EditError(f"{what}: {name!r} takes its statistics over more than this group")
-    if isinstance(op, GroupNorm) and len(node.outputs[0]) > 2:
+
+
+def _takes_positions(node: Node) -> bool:
+    """Whether a norm's statistics are over positions too, so that no constant newborn leaves them alone."""
+    return isinstance(node.op, GroupNorm) and len(node.outputs[0]) > 2
+
+
+def _replicated(newborns: Newborns, what: str, norm: str) -> Claim:
+    """Every unit copied equally often, which leaves all statistics alone."""
+    old = newborns.step.old
+    if newborns.count % old:
         raise EditError(
-            f"{what}: {name!r} takes its statistics over positions too, so that no constant newborn leaves them alone; "
-            "replicate every unit equally (init='net2wider' with a multiple of the group's size), or accept a change"
+            f"{what}: {norm!r} takes its statistics over positions too, so that only equal copies of all of its units "
+            f"leave them alone: grow it by {old} or a multiple, not by {newborns.count}, or accept a change"
         )
+    refuse_tied(newborns, "corrected", ", so that copies cannot share what goes out without changing what comes in")
+    donors = np.arange(newborns.group.size, dtype=np.int64)
+    donors[newborns.positions] = np.tile(np.flatnonzero(newborns.step.source >= 0), newborns.count // old)
+    return replicate(newborns, donors, np.ones(newborns.group.size))
 
 
 def _flow(what: str, graph: Graph, group: str, fill: Fill) -> Mapping[tuple[str, int], Fill]:
