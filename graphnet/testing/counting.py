@@ -42,6 +42,8 @@ class Counts:
         Networks by how many edits were committed on each, one after another.
     graphs, optimizers : Counter of str
         Those networks by the kind of their graph and by the optimizer that was attached.
+    rules : Counter of str
+        Rules of :class:`~graphnet.testing.SurgeryMachine` that ran to their end.
     """
 
     laws: Counter[str] = field(default_factory=Counter)
@@ -52,6 +54,7 @@ class Counts:
     lives: Counter[int] = field(default_factory=Counter)
     graphs: Counter[str] = field(default_factory=Counter)
     optimizers: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
 
     @property
     def checks(self) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -32,12 +34,26 @@ from graphnet.testing.graphs import graphs
 from graphnet.testing.laws import check_edit, check_lowering, check_unchanged, check_valid
 from graphnet.testing.optimizers import OptimizerSpec, optimizers
 
-__all__ = ["SurgeryMachine"]
+__all__ = ["SurgeryMachine", "counted"]
 
 _EVALUATED = 20_000
 """Most parameters for which the forward pass is compared with the reference after every rule."""
 _COMPILES = 1
 """Compilations of one run: each takes seconds."""
+
+
+Step = TypeVar("Step", bound=Callable[..., None])
+
+
+def counted(step: Step) -> Step:
+    """Count in ``COUNTS.rules`` how often a rule ran to its end (function decorator, below ``@rule``)."""
+
+    @wraps(step)
+    def run(machine: SurgeryMachine, *args: Any, **drawn: Any) -> None:
+        step(machine, *args, **drawn)
+        COUNTS.rules[step.__name__] += 1
+
+    return cast(Step, run)
 
 
 class SurgeryMachine(RuleBasedStateMachine):
@@ -50,8 +66,14 @@ class SurgeryMachine(RuleBasedStateMachine):
     parameter and their state fits, the forward pass is what the reference evaluator gives, and an averaged model
     (half of the runs have one) is of the same version.
 
+    Rules: ``train``, ``edit``, ``edit_several`` in one transaction, ``fail`` in the middle of one, ``snapshot`` for
+    rewinds, ``keep_and_roll_back``, ``save_and_load``, ``go_on_with_a_copy``, ``take_a_plain_copy``, ``compile``.
+
     Examples
     --------
+    A test runner that knows ``unittest`` runs ``TestMyNetwork``; :func:`hypothesis.stateful.run_state_machine_as_test`
+    runs a machine anywhere.
+
     >>> from hypothesis import settings
     >>> import graphnet as gn
     >>> class OnMyNetwork(gn.testing.SurgeryMachine):
@@ -116,6 +138,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         self.optimizers = net.attached
 
     @rule(steps=st.integers(1, 2), seed=st.integers(0, 99))
+    @counted
     def train(self, steps: int, seed: int) -> None:
         """Take training steps."""
         train(self.net, self.optimizers, steps, seed=seed)
@@ -123,6 +146,7 @@ class SurgeryMachine(RuleBasedStateMachine):
             self.average.update_parameters(self.net)
 
     @rule(data=st.data())
+    @counted
     def edit(self, data: st.DataObject) -> None:
         """Make an edit of one operator, and check the laws of an edit."""
         call = data.draw(self.make_edits(self.net.graph), label="edit")
@@ -131,6 +155,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         check_edit(self.net, lambda edit: call.apply(edit, snapshot), laws)
 
     @rule(data=st.data())
+    @counted
     def edit_several(self, data: st.DataObject) -> None:
         """Make one transaction of several operators."""
         calls = data.draw(edits(self.net.graph, max_size=3), label="edits")
@@ -143,6 +168,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         check_edit(self.net, change, laws + (["incumbents"] if all(call.incumbents for call in calls) else []))
 
     @rule(data=st.data())
+    @counted
     def fail(self, data: st.DataObject) -> None:
         """An error in the block of an edit: nothing may have changed."""
         call = data.draw(self.make_edits(self.net.graph), label="edit")
@@ -158,11 +184,13 @@ class SurgeryMachine(RuleBasedStateMachine):
         COUNTS.held("failed block unchanged")
 
     @rule()
+    @counted
     def snapshot(self) -> None:
         """Take a snapshot, for rewinds."""
         self.snapshots = [*self.snapshots[-2:], self.net.snapshot()]
 
     @rule(further=st.integers(0, 1))
+    @counted
     def keep_and_roll_back(self, further: int) -> None:
         """Keep the version, train and edit, and roll back: everything but gradients is as it was."""
         kept = self.net.keep(last=2)
@@ -177,6 +205,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         COUNTS.held("rolled back")
 
     @rule()
+    @counted
     def save_and_load(self) -> None:
         """Write a checkpoint, read it, and go on with what was read."""
         if self._folder is None:
@@ -196,6 +225,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         COUNTS.held("saved and loaded")
 
     @rule()
+    @counted
     def go_on_with_a_copy(self) -> None:
         """Copy the network with its optimizers and go on with the copy; the original must not notice."""
         old, before = self.net, state_of(self.net)
@@ -210,6 +240,7 @@ class SurgeryMachine(RuleBasedStateMachine):
         COUNTS.held("copies")
 
     @rule()
+    @counted
     def take_a_plain_copy(self) -> None:
         """The plain module computes the same."""
         inputs = sample(self.net.graph, 3, dtype=dtype_of(self.net))
@@ -221,7 +252,7 @@ class SurgeryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.compiled < _COMPILES)
     @rule(backend=st.sampled_from(["eager", "eager", "aot_eager"]), wanted=st.integers(0, 3))
-    def compile(self, backend: str, wanted: int) -> None:
+    def compile(self, backend: str, wanted: int = 0) -> None:
         """``torch.compile`` gives what the network gives (rarely: it is slow)."""
         if wanted:
             return
@@ -234,6 +265,7 @@ class SurgeryMachine(RuleBasedStateMachine):
             check_close(self.net(*inputs), compiled(*inputs), f"torch.compile, {backend}")
         self.net.train()
         COUNTS.held("compiled")
+        COUNTS.rules["compile"] += 1
 
     # -- invariants -----------------------------------------------------------------------------------------------
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis import HealthCheck, reject, settings
+from hypothesis.stateful import RULE_MARKER, RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from torch.optim import Optimizer
 
 import graphnet as gn
 from graphnet.testing import COUNTS, SurgeryMachine
-from graphnet.testing import machine as module
+from graphnet.testing.machine import counted
 
 SHORT = settings(
     max_examples=6, stateful_step_count=12, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -46,6 +47,46 @@ def test_a_subclass_runs_and_is_checked() -> None:
     run(OnMyNetwork)
     assert COUNTS.laws["valid"] > before["valid"] + 20
     assert COUNTS.laws["lowering"] > before["lowering"] + 20
+
+
+# -- every rule is reached ------------------------------------------------------------------------------------
+
+
+def unreached(machine: type[SurgeryMachine], examples: int) -> set[str]:
+    """Rules of a machine that did not once run to their end, in so many runs that are always the same."""
+    names = {name for name, member in inspect.getmembers(machine) if hasattr(member, RULE_MARKER)}
+    COUNTS.rules.clear()
+    run(machine, max_examples=examples, stateful_step_count=20, derandomize=True)
+    return names - set(COUNTS.rules)
+
+
+class Reluctant(OnMyNetwork):
+    """A rule that is never due, and one that gives up."""
+
+    @precondition(lambda self: False)
+    @rule()
+    @counted
+    def never(self) -> None:
+        raise AssertionError
+
+    @rule()
+    @counted
+    def give_up(self) -> None:
+        reject()
+
+
+def test_rules_that_are_not_reached_are_seen() -> None:
+    assert {"never", "give_up"} <= unreached(Reluctant, 2)
+
+
+def test_every_rule_is_reached() -> None:
+    assert not unreached(OnMyNetwork, 8) - {"halve_the_rate"}  # which does not count itself
+    assert sum(COUNTS.rules.values()) >= 100
+    for law in ("failed block unchanged", "rolled back", "saved and loaded", "copies", "plain copy", "compiled"):
+        assert COUNTS.laws[law] > 0
+
+
+# -- what is wrong is found -----------------------------------------------------------------------------------
 
 
 class Meddling(OnMyNetwork):
@@ -84,5 +125,5 @@ def test_a_compiled_network_is_the_network(backend: str) -> None:
     machine.net = machine.make_network(machine.make_graph(), 0)
 
     before = COUNTS.laws["compiled"]
-    module.SurgeryMachine.compile(machine, backend, 0)
+    machine.compile(backend)
     assert COUNTS.laws["compiled"] == before + 1
