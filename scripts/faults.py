@@ -625,7 +625,7 @@ _OPERATORS = (
         "the second moment of a survivor is the root that the members add up to",
         "return total if slot.power == 1 else total**slot.power",
         "return total",
-        ("tests/edit/test_merge.py::test_merged_training_is_the_training_of_the_unit_before_the_split",),
+        ("tests/edit/test_merge.py::test_moments_that_were_split_are_what_they_were_after_a_merge",),
     ),
     Fault(
         "survivor_is_as_young_as_the_youngest",
@@ -636,12 +636,12 @@ _OPERATORS = (
         ("tests/edit/test_merge.py::test_a_survivor_is_as_old_as_the_oldest_that_goes_into_it",),
     ),
     Fault(
-        "opposite_units_merged",
+        "multiples_by_their_cosine",
         "graphnet/edit/operators/merge.py",
-        "units that are negative multiples are found to be duplicates",
-        "close = (one.distances <= threshold) & (one.factors > 0)",
-        "close = one.distances <= threshold",
-        ("tests/edit/test_merge.py::test_negative_multiples_are_no_duplicates",),
+        "a multiple of the survivor is read with the cosine of the two, not with the multiple",
+        "factors = others @ one / one.square().sum().clamp(min=1e-300)",
+        "factors = others @ one / (one.norm() * others.norm(dim=1)).clamp(min=1e-300)",
+        ("tests/edit/test_merge.py::test_positive_multiples_are_merged_under_a_homogeneous_activation",),
     ),
     Fault(
         "dormant_readers_not_merged",

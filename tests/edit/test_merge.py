@@ -229,6 +229,23 @@ def test_merged_training_is_the_training_of_the_unit_before_the_split() -> None:
         torch.testing.assert_close(ends[1][name], tensor, rtol=1e-9, atol=1e-12)
 
 
+def test_moments_that_were_split_are_what_they_were_after_a_merge() -> None:
+    """A copy's first moments are its share of the donor's, its second ones that share's square."""
+    net = random_network(gn.mlp([5, 6, 3], norm="batch"), 0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01, amsgrad=True)
+    net.attach(optimizer)
+    train(net, optimizer, 3)
+    names = {p: name for name, p in net.named_parameters()}
+    before = {names[p]: {k: v.clone() for k, v in held.items()} for p, held in optimizer.state.items()}
+    with net.edit() as edit:
+        edit.split("fc1", units=[2, 4], shares="random")
+    with net.edit() as edit:
+        edit.merge("fc1", pairs=[(2, 6), (4, 7)])
+    for p, held in optimizer.state.items():
+        for key, value in held.items():
+            torch.testing.assert_close(value, before[names[p]][key], rtol=1e-12, atol=1e-18)
+
+
 def test_gradients_of_the_survivor_are_those_of_all_of_them() -> None:
     net = random_network(gn.mlp([5, 6, 4, 3]), 0)
     (x,) = sample(net.graph, 1)

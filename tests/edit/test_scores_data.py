@@ -120,6 +120,8 @@ def test_contribution_sums_over_several_consumers_and_ports() -> None:
     h = torch.tanh(net.two(x)).detach().abs().mean(0)
     out = net.right.weight.detach().abs().sum(0) + net.again.weight.detach().abs().sum(0)[3:]
     torch.testing.assert_close(scores(net, "contribution", "two", (x, None), at="consumers"), h * out[:2])
+    written = net.two(x).detach().abs().mean(0)  # no nonlinearity follows the writer at once
+    torch.testing.assert_close(scores(net, "contribution", "two", (x, None)), written * out[:2])
 
 
 def test_nothing_goes_out_of_a_group_that_no_weight_reads(dense: gn.Network) -> None:

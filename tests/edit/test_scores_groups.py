@@ -196,6 +196,10 @@ def test_a_concat_that_holds_a_group_twice(last: bool) -> None:
     torch.testing.assert_close(scores(net, "l1", "left", members="all"), left)
     right = net.right.weight.detach().abs().sum((1, 2, 3)) + columns[3:5]
     torch.testing.assert_close(scores(net, "l1", "right", members="all"), right)
+    read = net.fc.weight.detach().reshape(4, 9, 8).transpose(1, 2) if last else net.fc.weight.detach().reshape(4, 8, 9)
+    rows = torch.cat([torch.stack([read[:, unit], read[:, 5 + unit]]).flatten()[None] for unit in range(3)])
+    rows = torch.cat([net.left.weight.detach().flatten(1), rows], dim=1)
+    torch.testing.assert_close(scores(net, "fpgm", "left", members="all"), torch.cdist(rows, rows).sum(1))
 
 
 def test_heads_and_head_sizes_of_attention() -> None:
