@@ -96,7 +96,7 @@ def test_copies_have_their_share_of_the_donors_gradient(shares: str) -> None:
 
 
 @pytest.mark.parametrize("make", [
-    lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    lambda p: torch.optim.Adam(p, 0.01, amsgrad=True), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
 ])  # fmt: skip
 def test_the_optimizer_of_copies_holds_what_their_gradients_would_have_made(make: Any) -> None:
     """Incoming gradients are shares of the donor's, so moments are too; outgoing ones are the donor's."""
@@ -110,7 +110,7 @@ def test_the_optimizer_of_copies_holds_what_their_gradients_would_have_made(make
         edit.split("fc1", units=[2], shares="random")
     column = net.fc2.weight.detach()[0]
     share = {unit: float(column[unit] / (column[2] + column[6])) for unit in (2, 6)}
-    for key, power in (("exp_avg", 1), ("exp_avg_sq", 2), ("momentum_buffer", 1)):
+    for key, power in (("exp_avg", 1), ("exp_avg_sq", 2), ("max_exp_avg_sq", 2), ("momentum_buffer", 1)):
         if key not in before["fc1.weight"]:
             continue
         for unit in (2, 6):

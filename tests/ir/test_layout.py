@@ -141,6 +141,20 @@ def test_renaming_away_and_back_is_the_identity(layout: Layout, old: dict[str, i
     assert away.size({"P": old["A"], "Q": old["B"], "C": old["C"]}) == layout.size(old)
 
 
+def test_each_part_of_a_concat_moves_by_itself() -> None:
+    layout, sizes = join(atom("A"), atom("B"), atom("C")), {"A": 2, "B": 1, "C": 3}
+    assert layout.index({"C": np.array([2, -1])}, sizes).tolist() == [0, 1, 2, 5, -1]
+    assert layout.index({"A": np.array([-1, 0])}, sizes).tolist() == [-1, 0, 2, 3, 4, 5]
+
+
+def test_a_product_is_in_row_major_order() -> None:
+    layout, sizes = times(atom("A"), atom("B")), {"A": 2, "B": 3}
+    assert layout.index({"B": np.array([2, -1])}, sizes).tolist() == [2, -1, 5, -1]
+    assert layout.index({"A": np.array([1, -1])}, sizes).tolist() == [3, 4, 5, -1, -1, -1]
+    assert layout.owners("A", sizes).tolist() == [0, 0, 0, 1, 1, 1]
+    assert layout.owners("B", sizes).tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_a_block_tells_what_stands_before_and_after() -> None:
     layout = times(const(3), atom("A"), const(4))
     assert layout.block("A", {"A": 5}) == (3, 4)
