@@ -192,7 +192,8 @@ class _Assembly:
                 held = self.held.get(ref.step)
                 if held is not None and held.value.dim() > 1:
                     stem = held.names[0].removesuffix(".weight").removesuffix("_weight")
-                    if stem != held.names[0] and stem not in self.paths and stem not in self.taken:
+                    free = stem not in self.paths or stem in self.layerlike
+                    if stem != held.names[0] and free and stem not in self.taken:
                         return self._fresh(stem)
         return self._apart(step.name)
 

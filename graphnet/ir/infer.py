@@ -138,9 +138,10 @@ class _Context:
         return layout
 
     def hint(self, layout: Layout, role: str) -> None:
-        found = set(self.unifier.resolve(layout).atoms())
-        info = self.unifier.info[found.pop()] if len(found) == 1 else None
-        if info is not None and info.role is None and info.dynamic is None:
+        known = self.unifier.info
+        found = {key for key in self.unifier.resolve(layout).atoms() if known[key].dynamic is None}
+        info = known[found.pop()] if len(found) == 1 else None
+        if info is not None and info.role is None:
             info.role = role
 
     def cut(self, layout: Layout, at: int) -> tuple[Layout, Layout] | None:

@@ -120,11 +120,15 @@ class Contract(Call):
 
     def _name_factors(self, ctx: Context, terms: Terms, table: Mapping[str, Layout], inputs: Sequence[Dims]) -> None:
         """Products of activations by head: which factor is the heads, which the features of one head."""
-        if self.function not in ("matmul", "bmm", "einsum", "baddbmm") or max(len(dims) for dims in inputs) < 4:
+        if self.function not in ("matmul", "bmm", "einsum", "baddbmm"):
             return
         for _, letters in terms:
-            if len(letters) >= 4:
-                ctx.hint(table[letters[-3]], "heads")
+            heads = table[letters[-3]] if len(letters) > 2 else None
+            if heads is None:
+                continue
+            mixed = ctx.length(heads) is None and not ctx.fixed(heads)  # batch and heads in one dimension
+            if len(letters) > 3 or mixed:
+                ctx.hint(heads, "heads")
                 ctx.hint(table[letters[-1]], "head_dim")
                 ctx.hint(table[letters[-2]], "head_dim")
 
