@@ -1446,7 +1446,7 @@ _COMPILERS = (
         "two tensors of a model that are parts of one memory are imported as one",
         "        data.storage_offset(),\n",
         "",
-        ("tests/importer/test_import.py",),
+        ("tests/importer/test_tensors.py::test_halves_of_one_memory_are_two_tensors",),
     ),
     Fault(
         "unsaved_buffers_saved",
