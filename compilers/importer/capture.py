@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from graphnet.compilers.importer.conditions import conditions_of, environment_of
 from graphnet.compilers.importer.program import Meta, Program, Ref, Size, Source, Step, size_text
 from graphnet.errors import ImportModelError
 
@@ -71,12 +72,36 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
                     module.train(training)
                     exported = _export(module, example, named, shapes)
                     programs.append(_Reader(exported, module).program())
+                _check_sizes(programs, (args, dict(kwargs)))
                 return Captured(*programs)
             except ImportModelError:
                 raise
             except Exception as error:  # torch raises many kinds
                 problems.append(f"torch.export: {_short(error)}")
     raise ImportModelError("the model cannot be traced. " + "; ".join(dict.fromkeys(problems)))
+
+
+def _check_sizes(programs: Sequence[Program], given: Any) -> None:
+    """Whether the choices that the model made on the traced example, whose batch may be doubled, hold on the given one.
+
+    Raises
+    ------
+    ValueError
+        They do not.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+    for program in programs:
+        inputs = [source for source in program.sources.values() if source.kind == "input"]
+        sizes: dict[str, int] = {}
+        for source, tensor in zip(inputs, tensors, strict=True):
+            for entry, size in zip(source.meta.shape, tensor.shape, strict=True):
+                if isinstance(entry, str):
+                    sizes[entry] = size
+                elif entry != size:
+                    raise ValueError(f"{entry} and {size} positions of an input give other programs")
+        for condition in program.conditions:
+            if not condition.holds(sizes):
+                raise ValueError(f"the model chooses by {condition} ({condition.where})")
 
 
 def _short(error: Exception) -> str:
@@ -195,7 +220,12 @@ class _Reader:
         for node in placeholders:
             env[node] = self._source(node, specs[node.name])
         outputs = self._run(self.graph, env)
-        return Program(self.sources, self.steps, outputs, self.exported.call_spec.out_spec, dict(self.symbols))
+        environments = (environment_of(node.meta.get("val")) for node in placeholders)
+        environment = next((found for found in environments if found is not None), None)
+        conditions = () if environment is None else conditions_of(environment, self.names)
+        return Program(
+            self.sources, self.steps, outputs, self.exported.call_spec.out_spec, dict(self.symbols), conditions
+        )
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 

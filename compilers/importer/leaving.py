@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphnet.compilers.importer.conditions import RELATIONS, Condition
 from graphnet.errors import ImportModelError
+from graphnet.ir.expressions import value_of
 
 __all__ = ["as_called"]
 
@@ -24,6 +26,8 @@ def as_called(
     leaves: Sequence[Any],
     outputs: Sequence[Any],
     out_spec: Any,
+    shapes: Sequence[Sequence[int | str]] = (),
+    conditions: Sequence[Condition] = (),
 ) -> fx.GraphModule:
     """Give a lowered network, which reads and returns flat tensors, the call of the model that it was made from.
 
@@ -37,6 +41,8 @@ def as_called(
         How ``(args, kwargs)`` are made up, and which of their leaves are tensors (None) or constants.
     outputs, out_spec
         Which graph output or constant each leaf of the result is, and how they are put together.
+    shapes, conditions
+        Dimensions of each tensor that it reads, and what must hold of those that have names.
 
     Returns
     -------
@@ -62,7 +68,8 @@ def as_called(
                 _expect(code, node, leaf[0])
         for name, default in _defaults(signature, wanted):
             _expect(code, code.placeholder(name, default_value=default), default)
-    tensors = [node for node, leaf in zip(flat, leaves, strict=True) if leaf is None]
+        tensors = [node for node, leaf in zip(flat, leaves, strict=True) if leaf is None]
+        _demand(code, tensors, shapes, conditions)
     for before, after in zip(old, tensors, strict=True):
         before.replace_all_uses_with(after)
         code.erase_node(before)
@@ -119,6 +126,28 @@ def _expect(code: fx.Graph, node: fx.Node, value: Any) -> None:
     """Let a call with another constant than the one that was traced fail, rather than compute something else."""
     same = code.call_function(operator.eq, (node, value))
     code.call_function(torch._assert, (same, f"{node.target}: this module was made for {value!r}"))
+
+
+def _demand(
+    code: fx.Graph, tensors: Sequence[fx.Node], shapes: Sequence[Sequence[int | str]], conditions: Sequence[Condition]
+) -> None:
+    """Let a call fail for whose sizes the model would have done something else."""
+    places: dict[str, tuple[fx.Node, int]] = {}
+    for node, shape in zip(tensors, shapes, strict=bool(shapes)):
+        for dim, entry in enumerate(shape):
+            if isinstance(entry, str):
+                places.setdefault(entry, (node, dim))
+
+    def value(expression: str) -> Any:
+        return value_of(
+            expression,
+            lambda name: code.call_method("size", places[name]),
+            lambda function, *values: code.call_function(function, values),
+        )
+
+    for one in conditions:
+        holds = code.call_function(RELATIONS[one.relation], (value(one.left), value(one.right)))
+        code.call_function(torch._assert, (holds, f"this module was made for sizes where {one}"))
 
 
 def _taken_apart(code: fx.Graph, node: fx.Node, spec: Any) -> list[fx.Node]:

@@ -69,7 +69,8 @@ class _Merge:
             for step in two[start:end]:
                 self._alone(step)
         outputs = [self._value(a, b) for a, b in zip(self.train.outputs, self.evaluation.outputs, strict=True)]
-        return replace(self.train, steps=self.steps, outputs=outputs, sources=self.sources)
+        conditions = tuple(dict.fromkeys((*self.train.conditions, *self.evaluation.conditions)))
+        return replace(self.train, steps=self.steps, outputs=outputs, sources=self.sources, conditions=conditions)
 
     def _pair(self, step: Step, other: Step) -> None:
         for port in range(len(step.metas)):

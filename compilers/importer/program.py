@@ -128,6 +128,8 @@ class Program:
         How outputs make up what the model returns.
     symbols : mapping of str to int
         Dimensions that change from batch to batch, with the example's sizes.
+    conditions : tuple of Condition
+        What must hold of those sizes.
     """
 
     sources: dict[str, Source]
@@ -135,6 +137,7 @@ class Program:
     outputs: list[Any]
     out_spec: Any
     symbols: Mapping[str, int] = field(default_factory=dict)
+    conditions: tuple[Any, ...] = ()
 
     def meta(self, ref: Ref) -> Meta:
         """Shape and type of a value."""

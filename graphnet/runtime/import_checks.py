@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphnet.compilers.importer.conditions import Condition
 from graphnet.errors import ImportModelError
 
-__all__ = ["check_import", "difference", "first_run"]
+__all__ = ["check_import", "difference", "first_run", "sizes_of_one"]
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LOOSER = 100.0
@@ -59,14 +60,14 @@ def check_import(net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs:
     net : Network
         Its buffers and modes are what they were afterwards.
     twin : nn.Module
-        A copy of the model, whose buffers and mode may change.
+        A copy of the model, whose mode may change.
 
     Raises
     ------
     ImportModelError
         They differ; says by how much.
     """
-    kept = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
+    kept = [(buffer, buffer.detach().clone()) for module in (net, twin) for buffer in module.buffers()]
     before = {name: module.training for name, module in net.named_modules()}
     for module in twin.modules():  # left out of the network, with a warning
         module._backward_hooks.clear()
@@ -97,10 +98,51 @@ def check_import(net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs:
             _check_gradients(net, twin, args, kwargs)
     finally:
         with torch.no_grad():
-            for name, buffer in net.named_buffers():
-                buffer.copy_(kept[name])
+            for buffer, value in kept:
+                buffer.copy_(value)
         for name, module in net.named_modules():
             module.training = before[name]
+
+
+def sizes_of_one(
+    net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Sequence[Any]
+) -> tuple[Condition, ...]:
+    """What a trace cannot show: at one position, a dimension may be squeezed away or broadcast. So one is tried.
+
+    Parameters
+    ----------
+    shapes : sequence
+        The dimensions of each tensor among the inputs; those with a name may change.
+
+    Returns
+    -------
+    tuple of Condition
+        That a dimension is not 1, where the network then gives something else than the model.
+    """
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    tensors = [at for at, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    found = []
+    for name in dict.fromkeys(entry for shape in shapes for entry in shape if isinstance(entry, str)):
+        cut = list(leaves)
+        for at, shape in zip(tensors, shapes, strict=True):
+            for dim, entry in enumerate(shape):
+                cut[at] = cut[at].narrow(dim, 0, 1) if entry == name else cut[at]
+        if all(one is two for one, two in zip(cut, leaves, strict=True)):
+            continue
+        one_args, one_kwargs = pytree.tree_unflatten(cut, spec)
+        twin.eval()
+        net.eval()
+        try:
+            expected = _run(twin, one_args, one_kwargs)
+        except Exception:  # the model does not take it either
+            continue
+        try:
+            same = difference(expected, _run(net, one_args, one_kwargs)) is None
+        except Exception:
+            same = False
+        if not same:
+            found.append(Condition(name, "!=", "1", "tried on the example"))
+    return tuple(found)
 
 
 def _check_gradients(net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -16,13 +17,15 @@ from torch.utils import _pytree as pytree
 from graphnet.compilers.exporters import portable
 from graphnet.compilers.importer import import_model
 from graphnet.compilers.importer.assemble import Assembled
+from graphnet.compilers.importer.conditions import Condition
 from graphnet.compilers.importer.leaving import as_called
 from graphnet.compilers.plain import rebind, tie
 from graphnet.edit.host import Batch, Evaluation, Loss
 from graphnet.errors import ImportModelError
+from graphnet.ir.builders import mlp
 from graphnet.ir.graph import Graph
 from graphnet.ir.ops.stored import Stored
-from graphnet.runtime.import_checks import check_import, first_run
+from graphnet.runtime.import_checks import check_import, first_run, sizes_of_one
 from graphnet.runtime.meta import on_meta
 from graphnet.runtime.network import Network
 
@@ -51,6 +54,8 @@ class Calling:
     outputs : tuple
         The result in order: the number of a graph output, or ``(value,)``.
     out_spec : TreeSpec
+    conditions : tuple of Condition
+        What the sizes of a call must be like.
     """
 
     signature: inspect.Signature
@@ -58,6 +63,7 @@ class Calling:
     leaves: tuple[Any, ...]
     outputs: tuple[Any, ...]
     out_spec: Any
+    conditions: tuple[Condition, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Calling:
         return self
@@ -112,7 +118,7 @@ class ImportedNetwork(Network):
         """Run the current version with the arguments of the model."""
         tensors = self._calling.flatten(args, kwargs)
         if not torch.compiler.is_compiling():
-            check_inputs(self.graph, tensors)
+            check_inputs(self.graph, tensors, self._calling.conditions)
         return self._calling.rebuild(super().forward(*tensors))
 
     def evaluate(
@@ -136,7 +142,10 @@ class ImportedNetwork(Network):
                 path, _, attribute = node.op.path.rpartition(".")
                 plain.get_submodule(path)._non_persistent_buffers_set.add(attribute)
         _order(plain, list(self.state_dict()))
-        return as_called(plain, calling.signature, calling.spec, calling.leaves, calling.outputs, calling.out_spec)
+        return as_called(
+            plain, calling.signature, calling.spec, calling.leaves, calling.outputs, calling.out_spec,
+            [op.full_shape for op in self.graph.inputs], calling.conditions,
+        )  # fmt: skip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -145,13 +154,14 @@ class ImportedNetwork(Network):
         return self
 
 
-def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
-    """Check the shapes of a call against the graph's inputs.
+def check_inputs(graph: Graph, tensors: Sequence[Tensor], conditions: Sequence[Condition] = ()) -> None:
+    """Check the shapes of a call against the graph's inputs, and against what the model's choices were made on.
 
     Raises
     ------
     ImportModelError
-        A dimension differs from the example's that was fixed when the model was traced, or two that must agree differ.
+        A dimension differs from the example's that was fixed when the model was traced, two that must agree differ,
+        or the model would have chosen otherwise for these sizes.
     """
     sizes: dict[str, int] = {}
     for op, value in zip(graph.inputs, tensors, strict=True):
@@ -167,6 +177,13 @@ def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
             raise ImportModelError(
                 f"input {op.name!r} has shape {list(value.shape)}; the model was traced for [{shown}]: where a number "
                 "stands, import it with an example of that size, or with dynamic_shapes"
+            )
+    for condition in conditions:
+        if not condition.holds(sizes):
+            shown = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+            raise ImportModelError(
+                f"the model was traced where {condition} ({condition.where}), and would do something else for {shown}: "
+                "import it with an example of that size"
             )
 
 
@@ -260,6 +277,7 @@ def from_torch(
         tuple(None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves),
         assembled.outputs,
         program.out_spec,
+        program.conditions,
     )
     example = tuple(leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor))
     if len(example) != len(assembled.graph.inputs):
@@ -269,6 +287,9 @@ def from_torch(
     net = _network(model, assembled, calling, share=share, seed=seed)
     if check:
         check_import(net, twin, positional, named)
+        shapes = [op.full_shape for op in assembled.graph.inputs]
+        more = sizes_of_one(net, twin, positional, named, shapes)
+        net._calling = replace(calling, conditions=(*calling.conditions, *more))
     _copy_modes(model, net)
     net.verify_on(*example)
     return net
@@ -285,8 +306,11 @@ def _example(model: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[
     lazy = [name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)]
     if lazy:
         raise ImportModelError(f"tensor {lazy[0]!r} has no shape yet: run the model once before importing it")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ImportModelError("a TorchScript module cannot be traced: import the module that it was made from")
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        what = f"the TorchScript module {scripted[0]!r}" if scripted[0] else "a TorchScript module"
+        raise ImportModelError(f"{what} cannot be traced: import the module that it was made from")
+    _check_names(model)
     if isinstance(args, Tensor):
         args = (args,)
     if isinstance(args, Mapping) and kwargs is None:
@@ -296,6 +320,22 @@ def _example(model: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[
     if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
         raise ImportModelError("kwargs is a mapping from the name of an argument to its value")
     return tuple(args), dict(kwargs or {})
+
+
+@functools.cache
+def _taken_names() -> frozenset[str]:
+    """Attributes of a network, which no module or tensor of a model may be called."""
+    return frozenset((*dir(ImportedNetwork), *vars(Network(mlp([1, 1]), seed=0)), "_calling"))
+
+
+def _check_names(model: nn.Module) -> None:
+    own = (*model._modules, *model._parameters, *model._buffers)
+    clashing = [name for name in own if name in _taken_names()]
+    if clashing:
+        raise ImportModelError(
+            f"the model has {clashing[0]!r} among its modules or tensors, a name that a network keeps for itself: "
+            "rename it, or put the model inside another module"
+        )
 
 
 def _warn_of_hooks(model: nn.Module) -> None:
