@@ -63,6 +63,11 @@ class Checks:
                 what = "missing" if resting else "not called for"
                 raise CheckpointError(f"the weights that {name!r} has of dormant units are {what}")
 
+    def average(self, place: int) -> None:
+        """An averaged model's tensors are there with the shapes of the graph's."""
+        for name, spec in self.graph.tensors.items():
+            self.shape(f"average/{place}/tensor/{name}", self.graph.shape(spec))
+
     def gradients(self, names: Iterable[str]) -> None:
         """Gradients have the shape and dtype of their parameters."""
         for name in names:

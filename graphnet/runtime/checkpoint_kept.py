@@ -45,12 +45,17 @@ class KeptOptimizerEntry(Frozen):
 
 
 class KeptEntry(Frozen):
-    """A kept version; its tensors are ``kept/VERSION/tensor/NAME`` and ``kept/VERSION/reserve/NAME``."""
+    """A kept version; its tensors are ``kept/VERSION/tensor/NAME`` and ``kept/VERSION/reserve/NAME``.
+
+    ``averages`` are the places of averaged models among the attached ones, whose tensors are
+    ``kept/VERSION/average/PLACE/tensor/NAME``.
+    """
 
     version: int
     constant: tuple[str, ...]
     reserve: tuple[str, ...]
     optimizers: tuple[KeptOptimizerEntry, ...]
+    averages: tuple[int, ...] = ()
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -59,12 +64,17 @@ class KeptEntry(Frozen):
 def write_kept(net: Network, writer: Writer) -> Iterator[dict[str, Any]]:
     """An entry for each kept version; its tensors go into the writer."""
     positions = {key: position for position, key in enumerate(net._attached)}
+    places = {key: place for place, key in enumerate(net._averages)}
     for number, kept in net.kept.items():
         prefix = f"kept/{number}/"
         for name, tensor in kept.tensors.items():
             writer.put(f"{prefix}tensor/{name}", tensor)
         for name, tensor in kept.reserve.items():
             writer.put(f"{prefix}reserve/{name}", tensor)
+        averages = {places[key]: held for key, held in kept.averages.items() if key in places}
+        for place, average in averages.items():
+            for name, tensor in average.items():
+                writer.put(f"{prefix}average/{place}/tensor/{name}", tensor)
         yield {
             "version": number,
             "constant": sorted(kept.constant),
@@ -84,6 +94,7 @@ def write_kept(net: Network, writer: Writer) -> Iterator[dict[str, Any]]:
                 for held in kept.optimizers
                 if held.key in positions
             ],
+            "averages": list(averages),
         }
 
 
@@ -117,10 +128,12 @@ def check_kept(entries: Sequence[KeptEntry], history: History, reader: Reader) -
         checks.tensors(entry.reserve, entry.constant)
         for held in entry.optimizers:
             checks.optimizer(held.kind, held.groups, held.state, held.births)
+        for place in entry.averages:
+            checks.average(place)
 
 
 def read_kept(entry: KeptEntry, graph: Graph, reader: Reader) -> Kept:
-    """A kept version as :meth:`Network.keep` gave it, but for averaged models."""
+    """A kept version as :meth:`Network.keep` gave it."""
     prefix = f"kept/{entry.version}/"
     return Kept(
         graph,
@@ -134,6 +147,10 @@ def read_kept(entry: KeptEntry, graph: Graph, reader: Reader) -> Kept:
             )
             for held in entry.optimizers
         ),
+        {
+            f"average {place}": {name: reader.get(f"{prefix}average/{place}/tensor/{name}") for name in graph.tensors}
+            for place in entry.averages
+        },
     )  # fmt: skip
 
 

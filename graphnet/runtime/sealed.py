@@ -15,6 +15,7 @@ import platform
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,12 @@ FORMAT = "graphnet-checkpoint"
 FORMAT_VERSION = 2
 DOCUMENT = "document"
 
+_DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _ZEROS = b"0" * 64
 _FAILURES = (OSError, ValueError, TypeError, RuntimeError, RecursionError, MemoryError, safetensors.SafetensorError)
@@ -72,21 +79,17 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], do
     return Path(path)
 
 
-def _replace(target: Path, content: dict[str, Tensor]) -> None:
+def _replace(target: Path, content: Mapping[str, Tensor]) -> None:
     """Write beside the target, flush to the disk, then rename: the only step that changes the target."""
     own = f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp"
     temporary = target.with_name(own)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        metadata = {
-            "format": FORMAT, "format_version": str(FORMAT_VERSION),
-            "data_sha256": _ZEROS.decode(), "header_sha256": _ZEROS.decode(),
-        }  # fmt: skip
-        safetensors.torch.save_file(content, temporary, metadata)
-        with temporary.open("r+b") as file:
-            _seal(file)
+        with os.fdopen(descriptor, "wb") as file:
+            _write(file, content)
+            file.flush()
             os.fsync(file.fileno())
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         temporary.chmod(mode)
         os.replace(temporary, target)
     except BaseException:
@@ -100,17 +103,40 @@ def _replace(target: Path, content: dict[str, Tensor]) -> None:
             os.close(folder)
 
 
-def _seal(file: BinaryIO) -> None:
-    length = int.from_bytes(file.read(8), "little")
-    header = file.read(length)
-    data = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        data.update(chunk)
-    header = _with_digest(header, "data_sha256", data.hexdigest())
-    header = _with_digest(header, "header_sha256", hashlib.sha256(header).hexdigest())
+def _write(file: BinaryIO, content: Mapping[str, Tensor]) -> None:
+    """The file in one pass over the tensors; then the header again, with the digests.
+
+    Not :func:`safetensors.torch.save_file`, whose own temporary file stays where the process is killed.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": FORMAT, "format_version": str(FORMAT_VERSION),
+            "data_sha256": _ZEROS.decode(), "header_sha256": _ZEROS.decode(),
+        },
+    }  # fmt: skip
+    if sys.byteorder != "little":
+        raise ValueError("this machine stores numbers with the highest byte first, and the file does not")
+    ordered = sorted(content.items(), key=lambda item: (-item[1].element_size(), item[0]))  # each is aligned
+    end = 0
+    for name, tensor in ordered:
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name!r} has dtype {tensor.dtype}, which safetensors does not know")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > _MAX_HEADER:
+        raise ValueError(f"the header has {len(text):,} bytes; safetensors takes {_MAX_HEADER:,}")
+    file.write(len(text).to_bytes(8, "little") + text)
+    digest = hashlib.sha256()
+    for _, tensor in ordered:
+        part = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(part)
+        file.write(part)
+    text = _with_digest(text, "data_sha256", digest.hexdigest())
+    text = _with_digest(text, "header_sha256", hashlib.sha256(text).hexdigest())
     file.seek(8)
-    file.write(header)
-    file.flush()
+    file.write(text)
 
 
 def _with_digest(header: bytes, key: str, digest: str) -> bytes:

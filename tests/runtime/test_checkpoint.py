@@ -1,4 +1,4 @@
-"""A checkpoint loses nothing, and a process that is killed at any moment goes on from its last one, bit for bit."""
+"""A checkpoint loses nothing: training goes on from it bit for bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import hashlib
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -449,65 +445,3 @@ def test_arguments_of_an_operator_of_ones_own_do_not_stop_a_checkpoint(tmp_path:
         edit.apply(mine)
     (step,) = load_network(net.save(tmp_path / "a.gn")).history.latest.steps
     assert step.arguments == {"what": "{1, 2}"}
-
-
-# -- kill -9 ----------------------------------------------------------------------------------------------------------
-
-
-def serve(path: Path) -> None:
-    """For each line read, fork a process that trains on and checkpoints after every step, until it is killed."""
-    torch.set_num_threads(1)
-    Run.start("adam").train(4)  # what torch imports on first use is paid once
-    for _ in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            run = Run.resume("adam", path) if path.exists() else Run.start("adam")
-            while True:
-                run.train(1).save(path)
-        print(child, flush=True)
-        os.waitpid(child, 0)
-
-
-def kill_and_resume(path: Path, kills: int) -> None:
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert server.stdin is not None
-    assert server.stdout is not None
-    found: dict[int, str] = {}
-    chance = random.Random(2)
-    for _ in range(kills):
-        print("go", file=server.stdin, flush=True)
-        child = int(server.stdout.readline())
-        since = path.stat().st_mtime_ns if path.exists() else 0
-        while not path.exists() or path.stat().st_mtime_ns == since:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0.0, 0.08))
-        os.kill(child, signal.SIGKILL)
-        run = Run.resume("adam", path)
-        found[run.step] = run.digest()
-        run.train(3)
-        found[run.step] = run.digest()
-    server.stdin.close()
-    assert server.wait(timeout=30) == 0
-    server.stdout.close()
-    run = Run.start("adam")
-    assert len(found) > kills
-    for step in sorted(found):
-        assert found[step] == run.train(step - run.step).digest(), f"step {step}"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path / "run.gn", 10)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_a_hundred_times(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path / "run.gn", 100)
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
