@@ -9,11 +9,12 @@ its average as they share its weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
@@ -41,6 +42,8 @@ class Average:
     key : str
         Its name among the slots of the network's tensors.
     model : torch.optim.swa_utils.AveragedModel
+        Of the network; or of the plain model that it was imported from, which a copy of the network with the same
+        averages then takes the place of.
     net : Network
         Which it averages.
 
@@ -52,6 +55,8 @@ class Average:
 
     def __init__(self, key: str, model: AveragedModel, net: Network) -> None:
         copies: list[Any] = [module for module in model.modules() if isinstance(module, type(net))]
+        if not copies and _fits(model.module, net):
+            copies = [_adopted(model, net)]
         if len(copies) != 1 or copies[0] is net:
             raise EditError(
                 f"the averaged model holds {len(copies)} copies of a network; make it of this one: AveragedModel(net)"
@@ -165,3 +170,26 @@ def _data_swap(tensor: Tensor, data: Tensor) -> Swap:
             refusal.remove()
 
     return Swap(do, undo)
+
+
+def _fits(module: Any, net: Network) -> bool:
+    """Whether a plain module holds the same parameters and buffers as a network, by name and shape, in one order."""
+    if not isinstance(module, nn.Module):
+        return False
+    mine, theirs = net.state_dict(), module.state_dict()
+    return list(mine) == list(theirs) and all(mine[name].shape == theirs[name].shape for name in mine)
+
+
+def _adopted(model: AveragedModel, net: Network) -> Network:
+    """Put a copy of the network that holds a plain module's averages in the place of that module."""
+    plain, made = model.module, deepcopy(net)
+    values = dict(plain.state_dict(keep_vars=True))
+    with torch.no_grad():
+        for name, tensor in made.state_dict(keep_vars=True).items():
+            tensor.data = values[name].detach().clone(memory_format=torch.preserve_format)
+            tensor.requires_grad_(values[name].requires_grad)
+    made._attached.clear()
+    made._averages.clear()
+    made.train(plain.training)
+    model.module = made
+    return made
