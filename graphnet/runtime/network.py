@@ -40,6 +40,7 @@ from graphnet.runtime.kept import Kept, find_kept, keep, network_of
 from graphnet.runtime.low_memory import outline, tensor_swaps
 from graphnet.runtime.optimizers import Attached, notes_of
 from graphnet.runtime.parallel import Agreement, Distributed
+from graphnet.runtime.recompiling import allow_recompiling
 from graphnet.runtime.resize import check_settable, refuse
 from graphnet.runtime.rollback import roll_back
 from graphnet.runtime.structure import Structure
@@ -390,6 +391,7 @@ class Network(nn.Module):
 
     def _report(self, version: Version) -> None:
         """Run the callbacks, every one of them; the version is published, so an error cannot undo it."""
+        allow_recompiling()
         for callback in list(self._callbacks):
             try:
                 callback(version)
