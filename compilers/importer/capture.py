@@ -40,7 +40,9 @@ class Captured:
     evaluation: Program
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Any) -> Captured:
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Any, *, tied: bool = False
+) -> Captured:
     """Capture what a model computes, without changing it.
 
     Parameters
@@ -51,13 +53,15 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         An example of what it is called with.
     dynamic : tree or None
         As ``dynamic_shapes`` of torch.export; None: the batch, and every dimension of inputs of less than four.
+    tied : bool
+        Take the first dimension of every input for one and the same.
 
     Raises
     ------
     ImportModelError
         Neither torch.export nor torch.fx can trace the model; says why.
     """
-    attempts = _attempts(args, dict(kwargs), dynamic)
+    attempts = _attempts(args, dict(kwargs), dynamic, tied)
     problems: list[str] = []
     for by_fx in (False, True):
         try:
@@ -114,7 +118,7 @@ def _by_fx(model: nn.Module) -> nn.Module:
 
 
 def _attempts(
-    args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any
+    args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, tied: bool
 ) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:  # fmt: skip
     """Examples with dimensions that may change, from the most to none."""
 
@@ -127,8 +131,10 @@ def _attempts(
         if not isinstance(value, Tensor):
             return None
         every = most and value.dim() < 4
-        return {dim: Dim.AUTO if every or dim == 0 else Dim.STATIC for dim in range(value.dim())}
+        found = {dim: Dim.AUTO if every or dim == 0 else Dim.STATIC for dim in range(value.dim())}
+        return found | ({0: batch} if tied and found else {})
 
+    batch = Dim("batch")
     double = pytree.tree_map(doubled, args), pytree.tree_map(doubled, kwargs)
     if dynamic is not None:
         return [(args, kwargs, dynamic), (*double, dynamic)]

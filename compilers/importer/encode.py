@@ -197,6 +197,8 @@ class _Writer:
             return {"memory": _MEMORY[value]}
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": str(value)}
+        if isinstance(value, complex):
+            return {"complex": [str(value.real), str(value.imag)]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise ImportModelError(

@@ -1,7 +1,7 @@
 """A call of an imported program: target, arguments as plain data, sizes of its outputs.
 
 Arguments hold numbers, text, lists and, as an object with one key: ``{"in": 0}`` (an operand),
-``{"size": "batch*2"}`` (a size expression), ``{"dtype": "float32"}``, ``{"float": "inf"}``,
+``{"size": "batch*2"}`` (a size expression), ``{"dtype": "float32"}``, ``{"float": "inf"}``, ``{"complex": [0, 1]}``,
 ``{"memory": "channels_last"}``, ``{"device": true}`` (where the network runs) and
 ``{"mode": [in training, in evaluation]}``.
 """
@@ -195,6 +195,8 @@ class Call(Op):
             return getattr(torch, held)
         if kind == "float":
             return float(held)
+        if kind == "complex":
+            return complex(*(float(part) for part in held))
         if kind == "memory":
             return getattr(torch, held)
         if kind == "device":

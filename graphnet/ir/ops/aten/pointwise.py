@@ -26,7 +26,8 @@ _EXTRA = frozenset((
     "where", "rrelu", "multiply", "divide", "subtract", "true_divide", "float_power", "_conj", "conj", "positive",
     "absolute", "negative", "ldexp", "gelu", "softplus", "isfinite", "isclose", "rsub", "exponential", "hardshrink",
     "softshrink", "tanhshrink", "threshold", "floor_divide", "fmod", "remainder", "logical_and", "logical_or",
-    "logical_xor", "logical_not",
+    "logical_xor", "logical_not", "feature_dropout", "feature_alpha_dropout", "max.other", "min.other", "complex",
+    "polar",
 ))  # fmt: skip
 _ADDS = frozenset(("add", "sub", "subtract", "rsub", "where", "copy", "lerp", "maximum", "minimum"))
 _SCALES = frozenset(("mul", "multiply", "div", "divide", "true_divide"))
@@ -34,7 +35,7 @@ _SCALES = frozenset(("mul", "multiply", "div", "divide", "true_divide"))
 
 def is_pointwise(target: str) -> bool:
     """Whether a call acts on each element by itself."""
-    if target.split(".")[1] in _EXTRA:
+    if target.split(".")[1] in _EXTRA or target.removeprefix("aten.") in _EXTRA:
         return True
     return torch.Tag.pointwise in target_of(target).tags
 
