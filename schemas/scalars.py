@@ -43,6 +43,10 @@ class Constant(_Schedule):
     def _as_number(self) -> int | float:
         return self.value
 
+    def at(self, step: float) -> float:
+        """Return the value, whatever the step."""
+        return self.value
+
     def _at(self, step: float) -> float:
         return self.value
 

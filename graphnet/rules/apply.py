@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from graphnet.edit.host import Batch, Loss, Snapshot
 from graphnet.errors import GraphnetError
-from graphnet.rules.attempt import attempt, outcome_of
+from graphnet.rules.attempt import attempt, view_of
+from graphnet.rules.engine import Waiting
 from graphnet.rules.execution import Limits
 from graphnet.rules.fluent import as_rule
 from graphnet.rules.metrics import Metrics, check_metrics
@@ -71,10 +72,16 @@ def apply_rule(
     if step is not None:
         waiting = policy._not_due(compiled, policy._advance(step, world.readings))
         if waiting is not None:
-            return outcome_of(compiled, "not due", waiting, world, step)
+            graph = net.graph
+            return Outcome.told_by(waiting, rule.name, graph.version, accountant.unchanged(graph), step)
     with plainly(accountant.device):
         remembered.measure_utility(net, batch)
+        view = view_of(world, now, now - 1, remembered, policy.budgets)
+        found = compiled.look(view)
+        if isinstance(found, Waiting):
+            outcome = Outcome.told_by(found, rule.name, net.version, accountant.unchanged(net.graph), now)
+            return replace(outcome, step=step)
         outcome, _ = attempt(
-            compiled, world, now, now - 1, remembered, lambda: policy._moment(compiled, now), Limits(), policy.document
+            compiled, world, view, found, remembered, lambda: policy._moment(compiled, now), Limits(), policy.document
         )
     return replace(outcome, step=step)

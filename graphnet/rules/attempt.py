@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
 
-from graphnet.rules.engine import CompiledRule
-from graphnet.rules.execution import Limits
+from graphnet.rules.engine import CompiledRule, Draft
+from graphnet.rules.execution import Limits, Place
 from graphnet.rules.guards import View
-from graphnet.rules.outcome import CostChange, Outcome, Status
+from graphnet.rules.outcome import CostChange, MatchOutcome, Outcome, Status
 from graphnet.rules.remembered import Remembered
 from graphnet.rules.steps import Moment
 from graphnet.rules.world import World
+from graphnet.schemas.policy import Budgets
 from graphnet.schemas.policy import Policy as PolicyDocument
 
-__all__ = ["attempt", "outcome_of"]
+__all__ = ["NotDue", "attempt", "view_of"]
+
+
+def view_of(world: World, step: int, previous: int, remembered: Remembered, budgets: Budgets) -> View:
+    """What the guards of a policy may look at, at one call of it."""
+    return View(
+        world.graph, step, previous, world.readings, remembered.units, {}, remembered.ages, remembered.events, budgets,
+        world.accountant, world.measure,
+    )  # fmt: skip
 
 
 def attempt(
     rule: CompiledRule,
     world: World,
-    step: int,
-    previous: int,
+    view: View,
+    found: Sequence[Place] | Draft,
     remembered: Remembered,
     moment: Callable[[], Moment],
     limits: Limits,
     document: PolicyDocument,
 ) -> tuple[Outcome, tuple[str, ...]]:
-    """Draft the rule, and apply the draft where nothing stands against it; the outcome, and what was touched."""
-    graph, accountant, budgets = world.graph, world.accountant, document.budgets
-
-    view = View(
-        graph, step, previous, world.readings, remembered.units, {}, remembered.ages, remembered.events, budgets,
-        lambda: accountant.costs(graph), world.measure,
-    )  # fmt: skip
+    """Draft the rule at places, and apply the draft where nothing stands against it; the outcome, what was touched."""
+    graph, accountant, step = world.graph, world.accountant, view.step
+    draft = found if isinstance(found, Draft) else rule.draft(view, found, moment, accountant, limits)
     before = accountant.costs(graph)
-    draft = rule.draft(view, moment, accountant, limits)
     if draft.status == "applied":
-        draft = world.apply(rule, draft, moment(), budgets, limits, document.seed)
+        draft = world.apply(rule, draft, moment(), document.budgets, limits, document.seed)
     applied = draft.status == "applied"
     if applied:
         accountant.refresh(None)
@@ -56,7 +62,19 @@ def attempt(
     return outcome, draft.touched if applied else ()
 
 
-def outcome_of(rule: CompiledRule, status: Status, reason: str, world: World, step: int) -> Outcome:
-    """An outcome that changed nothing."""
-    graph = world.graph
-    return Outcome(rule.rule.name, status, reason, graph.version, world.accountant.unchanged(graph), step)
+@dataclass(frozen=True, slots=True)
+class NotDue:
+    """Why a rule was not asked for its matches; by itself it says so for good, its timer bounds for how long."""
+
+    said: str
+    until: float = inf
+    status: Status = "not due"
+    found: object = None
+
+    def reason(self, step: int) -> str:
+        """What the schedule, or a cooldown, says."""
+        return self.said
+
+    def matches(self, step: int) -> tuple[MatchOutcome, ...]:
+        """None was looked for."""
+        return ()

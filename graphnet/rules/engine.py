@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from graphnet.errors import EditError, GraphnetError
 from graphnet.ir.graph import Graph
 from graphnet.rules.costs import Accountant, check_budgets, check_transient
 from graphnet.rules.execution import Limits, Performed, Place, perform_steps
-from graphnet.rules.guards import View, compile_guard
+from graphnet.rules.guards import Verdict, View, compile_guard
 from graphnet.rules.lineage import born_in, renamed_groups
+from graphnet.rules.matching import Matches
 from graphnet.rules.outcome import Change, MatchOutcome, Status
 from graphnet.rules.patterns import compile_match, groups_named
 from graphnet.rules.schedules import SCHEDULES
@@ -21,7 +23,7 @@ from graphnet.rules.steps import STEPS, Moment, Runner
 from graphnet.runtime.network import Network
 from graphnet.schemas.policy import Reset, Rule
 
-__all__ = ["CompiledRule", "Draft", "performed"]
+__all__ = ["CompiledRule", "Draft", "Waiting", "performed"]
 
 _SHOWN = 3  # reasons of one kind in one message
 
@@ -75,6 +77,45 @@ class Draft:
         return Draft("rejected", str(error), graph, self.places, error=error.with_traceback(None))
 
 
+class Waiting:
+    """Why a rule that is due does nothing: no match, or none whose guard holds. It words that when asked.
+
+    Attributes
+    ----------
+    status : str
+    found : Matches
+        The same object as long as the graph is.
+    verdicts : sequence of Verdict
+        One for each match, or a single one for all of them.
+    until : float
+        The step before which it stays so, if neither the network nor the events seen have changed.
+    """
+
+    __slots__ = ("found", "status", "until", "verdicts")
+
+    def __init__(self, found: Matches, verdicts: Sequence[Verdict]) -> None:
+        self.found, self.verdicts = found, verdicts
+        self.status: Status = "guard false" if verdicts else "no match"
+        self.until = inf
+        for verdict in verdicts:
+            if verdict.until < self.until:
+                self.until = verdict.until
+
+    def reason(self, step: int) -> str:
+        """Why, in words."""
+        return _distinct([verdict.reason(step) for verdict in self.verdicts]) if self.verdicts else self.found.reason
+
+    def matches(self, step: int) -> tuple[MatchOutcome, ...]:
+        """What became of each match; a rule without a pattern has none."""
+        if not self.verdicts:
+            return ()
+        reasons = [verdict.reason(step) for verdict in self.verdicts]
+        if len(reasons) < len(self.found):
+            reasons *= len(self.found)
+        told = zip(self.found, reasons, strict=True)
+        return tuple(MatchOutcome(tuple(match.nodes.items()), self.status, why) for match, why in told if match.nodes)
+
+
 class CompiledRule:
     """A rule as matcher, guard, timer and runners.
 
@@ -90,7 +131,7 @@ class CompiledRule:
 
     def __init__(self, rule: Rule) -> None:
         where = f"rule {rule.name!r}"
-        self.rule = rule
+        self.rule, self.name = rule, rule.name
         self.matcher = compile_match(rule.match, where)
         self.guard = compile_guard(rule.when)
         self.timer = SCHEDULES.compile(rule.schedule, where)
@@ -99,6 +140,10 @@ class CompiledRule:
             place = f"{where}, step {i + 1} ({step.do})"
             self.runners.append(STEPS.compile(step, place, place))
         self.watches = self.guard.watches
+        nodes = frozenset() if rule.match is None else frozenset(rule.match.nodes)
+        self._graph: Graph | None = None  # of the matches found last
+        self._found = Matches(())
+        self._once = self.guard.names is not None and self.guard.names.isdisjoint(nodes)
         self._shares = [(s.units, s.per_step) for s in rule.steps if isinstance(s, Reset) and s.per_step is not None]
 
     @property
@@ -118,34 +163,55 @@ class CompiledRule:
             found |= {name: share.at(step) for name in graph.groups if name in names}
         return list(found.items())
 
+    def look(self, view: View) -> Waiting | list[Place] | Draft:
+        """The matches, each with the guard's verdict; or why there is nothing to do, which most calls come to.
+
+        A draft is that of a rule whose matches are too many.
+        """
+        graph = view.graph
+        if graph is not self._graph:
+            try:
+                self._found, self._graph = self.matcher.find(graph), graph
+            except EditError as error:
+                return Draft("rejected", str(error), graph, error=error.with_traceback(None))
+        found = self._found
+        if not found.found:
+            return Waiting(found, ())
+        guard = self.guard
+        view.shared.clear()
+        if self._once:
+            view.binding = found.found[0].nodes
+            verdict = guard.verdict(view)
+            if not verdict.holds:
+                return Waiting(found, (verdict,))
+            return [Place(match.nodes) for match in found.found]
+        verdicts = []
+        for match in found.found:
+            view.binding = match.nodes
+            verdicts.append(guard.verdict(view))
+        if not any(verdict.holds for verdict in verdicts):
+            return Waiting(found, verdicts)
+        places = [Place(match.nodes) for match in found.found]
+        for place, verdict in zip(places, verdicts, strict=True):
+            if not verdict.holds:
+                place.end("guard false", verdict.reason(view.step))
+        return places
+
     def draft(
         self,
         view: View,
+        places: Sequence[Place],
         moment: Callable[[], Moment],
         accountant: Accountant,
         limits: Limits,
     ) -> Draft:
-        """What the rule would do to a graph now; no tensor is read but by a guard that measures."""
+        """What the rule would do to a graph now, at the places that :meth:`look` found; no tensor is read."""
         graph, budgets = view.graph, view.budgets
-        try:
-            matches = self.matcher.find(graph)
-        except EditError as error:
-            return Draft("rejected", str(error), graph, error=error.with_traceback(None))
-        if not matches:
-            return Draft("no match", matches.reason, graph)
-        places = [Place(match.nodes) for match in matches]
-        for place in places:
-            view.binding = place.binding
-            verdict = self.guard.verdict(view)
-            if not verdict.holds:
-                place.end("guard false", verdict.reason)
         passing = [place for place in places if place.status == "applied"]
         at_most = self.rule.at_most
         for place in passing[at_most:] if at_most is not None else ():
             place.end("no match", f"at_most={at_most}: matches before it go first")
         passing = passing[:at_most]
-        if not passing:
-            return Draft("guard false", _some(places), graph, tuple(places))
         try:
             done = perform_steps(self.runners, passing, lambda: sketch_edit(graph, accountant.dtype), moment(), limits)
         except UnpredictableError as error:
@@ -191,7 +257,11 @@ def _nothing(graph: Graph, places: Sequence[Place], passing: Sequence[Place]) ->
 
 
 def _some(places: Sequence[Place]) -> str:
-    distinct = list(dict.fromkeys(place.reason for place in places))
+    return _distinct([place.reason for place in places])
+
+
+def _distinct(reasons: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(reasons))
     more = f"; and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
     return "; ".join(distinct[:_SHOWN]) + more
 

@@ -23,15 +23,19 @@ class EventLog:
     ----------
     counts, last : mapping of str to int
         By event: how many times, and the optimizer step of the last time.
+    noted : int
+        Events seen since the log was made; no part of its state.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
+    noted: int = 0
     _values: dict[str, float] = field(default_factory=dict)
     _version: int | None = None
 
     def note(self, event: str, step: int) -> None:
         """An event was seen."""
+        self.noted += 1
         self.counts[event] = self.counts.get(event, 0) + 1
         self.last[event] = step
 
@@ -84,6 +88,8 @@ def check_events(events: Iterable[str]) -> tuple[str, ...]:
     GraphnetError
         They are not a list of names.
     """
+    if events == ():
+        return ()
     named = isinstance(events, Iterable) and not isinstance(events, str)
     found = tuple(events) if named else ()
     if not named or not all(isinstance(event, str) and event for event in found):

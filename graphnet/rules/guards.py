@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import floor, inf, isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from graphnet.errors import CheckpointError, GraphError
 from graphnet.ir.graph import Graph
 from graphnet.rules.ages import Ages
+from graphnet.rules.costs import Accountant
 from graphnet.rules.events import EventLog
 from graphnet.rules.measure import Measurements
 from graphnet.rules.metrics import METRICS, UnitValues, finite
@@ -22,20 +25,44 @@ from graphnet.schemas.guards import All, Always, Any_, Budget, Cost, Event, Metr
 from graphnet.schemas.policy import Budgets
 from graphnet.schemas.scalars import Scalar
 
-__all__ = ["GUARDS", "Bounded", "Check", "Verdict", "View", "compile_guard", "reduce_units", "within"]
+__all__ = [
+    "GUARDS",
+    "Bounded",
+    "Check",
+    "Verdict",
+    "View",
+    "compile_guard",
+    "of_groups",
+    "passing",
+    "reduce_units",
+    "within",
+]
 
 
-@dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a guard holds, and why or why not."""
+    """Whether a guard holds, and why or why not; the words are made when somebody reads them.
 
-    holds: bool
-    reason: str
+    Parameters
+    ----------
+    holds : bool
+    said : str, or function of the step that gives it
+    until : float
+        The step before which the verdict stays, if neither the network nor the events seen have changed.
+    """
+
+    __slots__ = ("holds", "said", "until")
+
+    def __init__(self, holds: bool, said: str | Callable[[int], str], until: float = -1.0) -> None:
+        self.holds, self.said, self.until = holds, said, until
+
+    def reason(self, step: int) -> str:
+        """Why, or why not, at a step before ``until``, or at that of the verdict."""
+        return self.said if isinstance(self.said, str) else self.said(step)
 
 
 @dataclass(slots=True)
 class View:
-    """What guards may look at.
+    """What guards may look at, at one call of the policy; one view serves all of its rules.
 
     Attributes
     ----------
@@ -50,10 +77,12 @@ class View:
     ages : Ages
     events : EventLog
     budgets : Budgets
-    costs : callable
-        Costs of the graph.
+    accountant : Accountant
+        Knows what the graph costs.
     measure : Measurements
         Measures what the metrics do not give.
+    shared : dict
+        Verdicts, by guard, that are the same for every match of the rule at hand.
     """
 
     graph: Graph
@@ -65,8 +94,13 @@ class View:
     ages: Ages
     events: EventLog
     budgets: Budgets
-    costs: Callable[[], Costs]
+    accountant: Accountant
     measure: Measurements
+    shared: dict[Check, Verdict] = field(default_factory=dict)
+
+    def costs(self) -> Costs:
+        """Costs of the graph."""
+        return self.accountant.costs(self.graph)
 
     def metric(self, name: str) -> float | str:
         """A finite metric, or why there is none."""
@@ -103,9 +137,21 @@ class View:
 
 
 class Check(ABC):
-    """A compiled guard; one that ``watches`` is shown the metrics of every step."""
+    """A compiled guard; one that ``watches`` is shown the metrics of every step.
+
+    Attributes
+    ----------
+    names : frozenset of str or None
+        What it is ``of``: where none of them is a node of the rule's pattern, its verdict is the same for every match.
+        None where that is not known.
+    effort : int
+        Those that take less are asked first: 0 for what changes with the network alone, 1 for what the loop tells at
+        every step, 2 for what may take a pass over the batch.
+    """
 
     watches = False
+    effort = 0
+    names: frozenset[str] | None = None
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most guards have no memory
         """Take note of the metrics of a step; called once for each, whether or not the rule is due."""
@@ -137,12 +183,14 @@ def compile_guard(guard: Any) -> Check:
 class AlwaysCheck(Check):
     """Holds."""
 
+    names = frozenset()
+
     def __init__(self, guard: Always) -> None:
         self.guard = guard
 
     def verdict(self, view: View) -> Verdict:
         """Whether it holds now, and why."""
-        return Verdict(True, "always")
+        return Verdict(True, "always", inf)
 
 
 @GUARDS.register(All, Any_)
@@ -153,6 +201,9 @@ class Combined(Check):
         self.every = isinstance(guard, All)
         self.parts = [compile_guard(part) for part in guard.of]
         self.watches = any(part.watches for part in self.parts)
+        self.effort = max(part.effort for part in self.parts)
+        self.names = _names_of(self.parts)
+        self._asked = sorted(self.parts, key=lambda part: part.effort)  # stable
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take note of the metrics of a step."""
@@ -161,13 +212,20 @@ class Combined(Check):
 
     def verdict(self, view: View) -> Verdict:
         """Whether it holds now, and why."""
-        reasons = []
-        for part in self.parts:  # what decides ends the search, so that nothing is measured in vain
-            found = part.verdict(view)
+        asked = []
+        until = inf
+        for part in self._asked:  # what decides ends the search, so that nothing is measured in vain
+            if part.names is not None and view.binding.keys().isdisjoint(part.names):
+                found = view.shared.get(part)
+                if found is None:
+                    found = view.shared[part] = part.verdict(view)
+            else:
+                found = part.verdict(view)
+            until = min(until, found.until)
             if found.holds != self.every:
-                return found
-            reasons.append(found.reason)
-        return Verdict(self.every, "; ".join(reasons))
+                return Verdict(found.holds, found.said, until)
+            asked.append(found)
+        return Verdict(self.every, lambda step: "; ".join(each.reason(step) for each in asked), until)
 
     def state(self) -> Any:
         """What its parts remember."""
@@ -187,7 +245,7 @@ class NotCheck(Check):
 
     def __init__(self, guard: Not) -> None:
         self.part = compile_guard(guard.of)
-        self.watches = self.part.watches
+        self.watches, self.effort, self.names = self.part.watches, self.part.effort, self.part.names
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take note of the metrics of a step."""
@@ -196,7 +254,7 @@ class NotCheck(Check):
     def verdict(self, view: View) -> Verdict:
         """Whether it holds now, and why."""
         found = self.part.verdict(view)
-        return Verdict(not found.holds, f"not: {found.reason}")
+        return Verdict(not found.holds, lambda step: f"not: {found.reason(step)}", found.until)
 
     def state(self) -> Any:
         """What its part remembers."""
@@ -216,6 +274,8 @@ class MetricCheck(Check):
 
     def __init__(self, guard: Metric) -> None:
         self.guard = guard
+        self.effort = 2 if guard.metric in METRICS else 1
+        self.names = frozenset() if guard.of is None else frozenset({guard.of})
 
     def verdict(self, view: View) -> Verdict:
         """Whether it holds now, and why."""
@@ -239,6 +299,8 @@ class MetricCheck(Check):
 class CostCheck(Check):
     """Holds when a predicted cost of the current version is within bounds."""
 
+    names = frozenset()
+
     def __init__(self, guard: Cost) -> None:
         self.guard = guard
 
@@ -246,12 +308,14 @@ class CostCheck(Check):
         """Whether it holds now, and why."""
         name = self.guard.metric
         value = getattr(view.costs(), name)
-        return within(name, _unknown(name) if value is None else value, self.guard, view.step)
+        return within(name, _unknown(name) if value is None else value, self.guard, view.step, stays=True)
 
 
 @GUARDS.register(Budget)
 class BudgetCheck(Check):
     """Holds when the share of a budget that is used is within bounds."""
+
+    names = frozenset()
 
     def __init__(self, guard: Budget) -> None:
         self.guard = guard
@@ -261,14 +325,16 @@ class BudgetCheck(Check):
         name = self.guard.metric
         limit, value = getattr(view.budgets, name), getattr(view.costs(), name)
         if limit is None:
-            return Verdict(False, f"the policy has no budget of {name}")
+            return Verdict(False, f"the policy has no budget of {name}", inf)
         share = _unknown(name) if value is None else value / limit
-        return within(f"the used share of the budget of {name}", share, self.guard, view.step)
+        return within(f"the used share of the budget of {name}", share, self.guard, view.step, stays=True)
 
 
 @GUARDS.register(Since)
 class SinceCheck(Check):
     """Holds when the steps since an event are within bounds."""
+
+    names = frozenset()
 
     def __init__(self, guard: Since) -> None:
         self.guard = guard
@@ -277,13 +343,15 @@ class SinceCheck(Check):
         """Whether it holds now, and why."""
         event = self.guard.event
         known = "the event" if event in view.events.last else "step 0, as it was never seen: the event"
-        steps = view.events.since(event, view.step)
-        return within(f"the number of steps since {known} {event!r}", steps, self.guard, view.step)
+        what = f"the number of steps since {known} {event!r}"
+        return passing(what, view.step - view.events.since(event, view.step), self.guard, view.step)
 
 
 @GUARDS.register(Event)
 class EventCheck(Check):
     """Holds when an event was seen since the policy ran last."""
+
+    names = frozenset()
 
     def __init__(self, guard: Event) -> None:
         self.guard = guard
@@ -293,8 +361,9 @@ class EventCheck(Check):
         event = self.guard.event
         at = view.events.last.get(event)
         if at is None:
-            return Verdict(False, f"the event {event!r} was never seen")
-        return Verdict(at > view.previous, f"the event {event!r} was seen at step {at}")
+            return Verdict(False, f"the event {event!r} was never seen", inf)
+        now = at > view.previous
+        return Verdict(now, lambda step: f"the event {event!r} was seen at step {at}", -1.0 if now else inf)
 
 
 # ----------------------------------------------------------------------------------------------- helpers
@@ -322,7 +391,17 @@ def of_groups(view: View, name: str, judge: Callable[[str], Verdict]) -> Verdict
         return judge(names[0])
     found = [judge(group) for group in names]
     holds = all(verdict.holds for verdict in found)
-    return Verdict(holds, "; ".join(verdict.reason for verdict in found if verdict.holds == holds))
+    return Verdict(
+        holds,
+        lambda step: "; ".join(verdict.reason(step) for verdict in found if verdict.holds == holds),
+        min(verdict.until for verdict in found),
+    )
+
+
+def _names_of(parts: Sequence[Check]) -> frozenset[str] | None:
+    """What several guards are of; None where that is not known of one."""
+    known = [part.names for part in parts if part.names is not None]
+    return frozenset().union(*known) if len(known) == len(parts) else None
 
 
 def reduce_units(values: Mapping[int, float], how: str) -> float | str:
@@ -336,17 +415,46 @@ def reduce_units(values: Mapping[int, float], how: str) -> float | str:
     return float(how_of[how](listed))
 
 
-def within(what: str, value: float | str, bounds: Bounded, step: int) -> Verdict:
-    """Whether a value is within bounds; text in place of the value is the reason why it is not."""
+def within(what: str, value: float | str, bounds: Bounded, step: int, *, stays: bool = False) -> Verdict:
+    """Whether a value is within bounds; text in place of the value is the reason why it is not.
+
+    Parameters
+    ----------
+    stays : bool
+        Whether the value changes with the network alone.
+    """
+    until = inf if stays and _constant(bounds) else -1.0
     if isinstance(value, str):
-        return Verdict(False, value)
+        return Verdict(False, value, until)
     above, below = bounds.above, bounds.below
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     if above is not None and not value > (limit := above.at(step)):
-        return Verdict(False, f"{what} is {shown}, not above {limit:,g}")
+        return Verdict(False, partial(_outside, what, value, "above", limit), until)
     if below is not None and not value < (limit := below.at(step)):
-        return Verdict(False, f"{what} is {shown}, not below {limit:,g}")
-    return Verdict(True, f"{what} is {shown}")
+        return Verdict(False, partial(_outside, what, value, "below", limit), until)
+    return Verdict(True, partial(_inside, what, value), until)
+
+
+def passing(what: str, begin: int, bounds: Bounded, step: int) -> Verdict:
+    """Whether the steps since one are within bounds: known for as long as nothing begins anew."""
+    found = within(what, step - begin, bounds, step)
+    if not _constant(bounds):
+        return found
+    edges = [each.at(step) + begin for each in (bounds.above, bounds.below) if each is not None]
+    # a bound is passed at it, or at the first step after it: what is said now holds before both
+    until = min([floor(edge) if isfinite(edge) else edge for edge in edges if edge >= step], default=inf)
+    return Verdict(found.holds, lambda now: within(what, now - begin, bounds, now).reason(now), until)
+
+
+def _constant(bounds: Bounded) -> bool:
+    return all(each is None or each.kind == "constant" for each in (bounds.above, bounds.below))
+
+
+def _inside(what: str, value: float, step: int) -> str:
+    return f"{what} is {value:,}" if isinstance(value, int) else f"{what} is {value:.4g}"
+
+
+def _outside(what: str, value: float, side: str, limit: float, step: int) -> str:
+    return f"{_inside(what, value, step)}, not {side} {limit:,g}"
 
 
 def _unknown(cost: str) -> str:

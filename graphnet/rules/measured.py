@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from graphnet.ir.groups import UnitGroup
-from graphnet.rules.guards import GUARDS, Check, Verdict, View, of_groups, reduce_units, within
+from graphnet.rules.guards import GUARDS, Check, Verdict, View, of_groups, passing, reduce_units, within
 from graphnet.schemas.guards import Age, Bottleneck, Dormant, Parity, Rank, Utility
 from graphnet.schemas.scalars import whole
 
@@ -34,8 +34,8 @@ class OfUnits(Check):
         """The verdict for one group."""
         raise NotImplementedError
 
-    def _within(self, what: str, value: float | str, view: View) -> Verdict:
-        return within(what, value, self.guard, view.step)
+    def _within(self, what: str, value: float | str, view: View, *, stays: bool = False) -> Verdict:
+        return within(what, value, self.guard, view.step, stays=stays)
 
 
 def given_or(view: View, key: str, measure: Callable[[], float | str]) -> float | str:
@@ -49,10 +49,12 @@ class AgeCheck(OfUnits):
 
     def __init__(self, guard: Age) -> None:
         self.guard: Age = guard
+        self.names = frozenset({guard.of})
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""
-        return self._within(f"the age of {group.name}", view.ages.age(group.name, view.step), view)
+        born = view.step - view.ages.age(group.name, view.step)
+        return passing(f"the age of {group.name}", born, self.guard, view.step)
 
 
 @GUARDS.register(Dormant)
@@ -61,13 +63,15 @@ class DormantCheck(OfUnits):
 
     def __init__(self, guard: Dormant) -> None:
         self.guard: Dormant = guard
+        self.names = frozenset({guard.of})
+        self.effort = 2 if guard.by == "activity" else 0
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""
         name = group.name
         if self.guard.by == "retired":
             share: float | str = len(group.dormant) / (group.size + len(group.dormant))
-            return self._within(f"the dormant share of {name}", share, view)
+            return self._within(f"the dormant share of {name}", share, view, stays=True)
         tau = self.guard.tau.at(view.step)
         share = given_or(view, f"dormant.{name}", lambda: view.measure.inactive(name, tau))
         return self._within(f"the share of inactive units of {name}", share, view)
@@ -81,18 +85,22 @@ class ParityCheck(OfUnits):
     of the units' values in ``metrics[SIGNAL]``, or measured on the policy's batch.
     """
 
+    effort = 2
+
     def __init__(self, guard: Parity) -> None:
         self.guard: Parity = guard
+        self.names = frozenset({guard.of})
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""
         guard, name = self.guard, group.name
         newborns = view.ages.newborns(group)
         if not newborns:
-            return self._within(f"without newborns, the parity of {name}", 1.0, view)
+            return self._within(f"without newborns, the parity of {name}", 1.0, view, stays=True)
         age, most = view.ages.age(name, view.step), whole(guard.max_age.at(view.step))
         if age >= most:
-            return Verdict(True, f"the newborns of {name} are {age} steps old, at least max_age={most}")
+            said = f"the newborns of {name} are {age} steps old, at least max_age={most}"
+            return Verdict(True, said)
         value = given_or(view, f"parity.{guard.signal}.{name}", lambda: self._ratio(group, newborns, view))
         return self._within(f"the {guard.signal} parity of {name}", value, view)
 
@@ -111,8 +119,11 @@ class ParityCheck(OfUnits):
 class RankCheck(OfUnits):
     """Holds when the effective rank of a group's activations is within bounds."""
 
+    effort = 2
+
     def __init__(self, guard: Rank) -> None:
         self.guard: Rank = guard
+        self.names = frozenset({guard.of})
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""
@@ -126,8 +137,11 @@ class RankCheck(OfUnits):
 class BottleneckCheck(OfUnits):
     """Holds when a group's expressivity bottleneck is within bounds."""
 
+    effort = 2
+
     def __init__(self, guard: Bottleneck) -> None:
         self.guard: Bottleneck = guard
+        self.names = frozenset({guard.of})
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""
@@ -139,8 +153,11 @@ class BottleneckCheck(OfUnits):
 class UtilityCheck(OfUnits):
     """Holds when the utility of a group's units is within bounds."""
 
+    effort = 2
+
     def __init__(self, guard: Utility) -> None:
         self.guard: Utility = guard
+        self.names = frozenset({guard.of})
 
     def of_group(self, group: UnitGroup, view: View) -> Verdict:
         """The verdict for one group."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphnet.ir.graph import Graph
-from graphnet.rules.outcome import Outcome, Status
+from graphnet.rules.outcome import CostChange, Outcome, Status, Teller
 
 __all__ = ["Directions", "RuleMemory"]
 
@@ -16,38 +16,90 @@ _REMEMBERED = 100  # reasons of matches for each rule
 
 @dataclass(slots=True)
 class RuleMemory:
-    """What is remembered of one rule; the counts of statuses and the time are not part of a checkpoint."""
+    """What is remembered of one rule; the counts of statuses and the time are not part of a checkpoint.
+
+    An attempt that came to nothing is kept as it is and put into words when :meth:`stats` asks for them, since there
+    is one for every rule at every step. Guards tell another number each time, so of a match whose guard is false the
+    last reason counts.
+
+    Attributes
+    ----------
+    fires : int
+    applied_at : int or None
+    rest : Teller or None
+        How the rule ends for the time being: before the step ``until``, and as long as ``cost`` and ``noted`` are what
+        they were.
+    until : float
+    cost : CostChange or None
+        That of the network when the rule was last looked at: the same object as long as the network is the same.
+    noted : int
+        Events seen by then.
+    """
 
     fires: int = 0
     applied_at: int | None = None
-    attempts: dict[Status, int] = field(default_factory=dict)
-    reasons: dict[Status, str] = field(default_factory=dict)
-    refused: dict[tuple[tuple[tuple[str, str], ...], str], int] = field(default_factory=dict)
+    rest: Teller | None = None
+    until: float = -1.0
+    cost: CostChange | None = None
+    noted: int = -1
     seconds: float = 0.0
+    _attempts: dict[Status, int] = field(default_factory=dict)
+    _last: dict[Status, Outcome] = field(default_factory=dict)
+    _refused: dict[tuple[tuple[tuple[str, str], ...], str], tuple[str, int]] = field(default_factory=dict)
+    _found: object = None
+    _status: Status | None = None
+    _latest: Outcome | None = None
+    _times: int = 0
+
+    def keep(self, rest: Teller | None, until: float, cost: CostChange, noted: int) -> None:
+        """Take what the rule came to as its answer for the time being."""
+        self.until = -1.0 if rest is None else min(until, rest.until)
+        self.rest, self.cost, self.noted = rest, cost, noted
 
     def count(self, outcome: Outcome, seconds: float) -> None:
         """Take note of an attempt."""
-        self.attempts[outcome.status] = self.attempts.get(outcome.status, 0) + 1
-        self.reasons[outcome.status] = outcome.reason
         self.seconds += seconds
+        teller = outcome.teller
+        if teller is None:
+            self._settle()
+            self._add(outcome, 1)
+        elif teller.status is self._status and teller.found is self._found:
+            self._latest = outcome
+            self._times += 1
+        else:
+            self._settle()
+            self._status, self._found, self._latest, self._times = teller.status, teller.found, outcome, 1
+
+    def _settle(self) -> None:
+        """Count the attempts that ended like the last one."""
+        if self._latest is not None:
+            self._add(self._latest, self._times)
+            self._status = self._found = self._latest = None
+
+    def _add(self, outcome: Outcome, times: int) -> None:
+        status = outcome.status
+        self._attempts[status] = self._attempts.get(status, 0) + times
+        self._last[status] = outcome
         for match in outcome.matches:
-            if match.status != "applied":
-                where = match.nodes, match.reason
-                if where in self.refused or len(self.refused) < _REMEMBERED:
-                    self.refused[where] = self.refused.get(where, 0) + 1
+            if match.status == "applied":
+                continue
+            where = match.nodes, match.status if match.status == "guard false" else match.reason
+            if where in self._refused or len(self._refused) < _REMEMBERED:
+                self._refused[where] = match.reason, self._refused.get(where, ("", 0))[1] + times
 
     def stats(self) -> dict[str, Any]:
         """Hits, misses with their reasons, and the time."""
+        self._settle()
         return {
-            "hits": self.attempts.get("applied", 0),
+            "hits": self._attempts.get("applied", 0),
             "misses": {
-                status: {"count": count, "reason": self.reasons[status]}
-                for status, count in self.attempts.items()
+                status: {"count": count, "reason": self._last[status].reason}
+                for status, count in self._attempts.items()
                 if status != "applied"
             },
             "matches": [
                 {"nodes": dict(nodes), "reason": reason, "count": count}
-                for (nodes, reason), count in self.refused.items()
+                for (nodes, _), (reason, count) in self._refused.items()
             ],
             "seconds": self.seconds,
         }

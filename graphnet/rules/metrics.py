@@ -93,8 +93,9 @@ class Readings(Mapping[str, float]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or the default."""
-        if name in self._given:
-            return self._given[name]
+        given = self._given.get(name)
+        if given is not None:
+            return given
         if self._compute is None or name not in METRICS:
             return default
         if name not in self._computed:
@@ -117,10 +118,12 @@ class UnitValues:
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, dict[int, float]]] = {}
+        self._tidy: Graph | None = None  # of which no value is known for units that are gone
 
     def update(self, metric: str, group: str, values: Mapping[int, float]) -> None:
         """Take the values of some units; those of others stay."""
         self._values.setdefault(metric, {}).setdefault(group, {}).update(values)
+        self._tidy = None
 
     def of(self, metric: str, group: UnitGroup) -> dict[int, float]:
         """Values of a group's live units, in their order; those without one are left out."""
@@ -129,6 +132,9 @@ class UnitValues:
 
     def forget(self, graph: Graph) -> None:
         """Drop the values of units that are gone for good."""
+        if graph is self._tidy:
+            return
+        self._tidy = graph
         for groups in self._values.values():
             for name in [name for name in groups if name not in graph.groups]:
                 del groups[name]
@@ -140,6 +146,7 @@ class UnitValues:
 
     def follow(self, origins: Mapping[str, str]) -> None:
         """Units of groups that go on under another name take their values along."""
+        self._tidy = None
         for metric, groups in self._values.items():
             kept = {name: values for name, values in groups.items() if name not in origins.values()}
             self._values[metric] = kept | {new: groups[old] for new, old in origins.items() if old in groups}
@@ -153,6 +160,7 @@ class UnitValues:
 
     def load_state_dict(self, state: Any) -> None:
         """Go on from :meth:`state_dict`; a :class:`CheckpointError` where it is none, and nothing is changed."""
+        self._tidy = None
         try:
             self._values = {
                 str(metric): {
@@ -176,10 +184,12 @@ def check_metrics(
     """
     numbers: dict[str, float] = {}
     units: dict[str, dict[str, dict[int, float]]] = {}
-    if metrics is not None and not isinstance(metrics, Mapping):
+    if metrics is not None and type(metrics) is not dict and not isinstance(metrics, Mapping):
         raise GraphnetError(f"metrics are a mapping from a name to a number, not {metrics!r}")
     for name, value in (metrics or {}).items():
-        if isinstance(value, Mapping):
+        if type(value) is float:  # nearly all: this is done at every optimizer step
+            numbers[name] = value
+        elif isinstance(value, Mapping):
             units[name] = {}
             for group, values in value.items():
                 try:

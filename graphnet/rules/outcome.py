@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from graphnet.errors import GraphnetError
 
-__all__ = ["Change", "CostChange", "Costs", "MatchOutcome", "Outcome", "Status"]
+__all__ = ["Change", "CostChange", "Costs", "MatchOutcome", "Outcome", "Status", "Teller"]
 
 Status: TypeAlias = Literal["not due", "guard false", "no match", "rejected", "applied"]
 
@@ -87,7 +87,29 @@ class MatchOutcome:
         return f"[{where}] {self.status} ({self.reason})"
 
 
-@dataclass(frozen=True, slots=True)
+class Teller(Protocol):
+    """Words an outcome when somebody reads it: most are never read, and a policy is asked at every step."""
+
+    @property
+    def status(self) -> Status:
+        """How the attempt ended."""
+
+    @property
+    def found(self) -> object:
+        """What it speaks of: the same object as long as the matches are the same."""
+
+    @property
+    def until(self) -> float:
+        """The step before which it ends so again, if neither the network nor the events seen have changed."""
+
+    def reason(self, step: int) -> str:
+        """Why the rule was not applied at a step."""
+
+    def matches(self, step: int) -> tuple[MatchOutcome, ...]:
+        """What became of each match."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How one attempt to apply a rule ended.
 
@@ -110,6 +132,8 @@ class Outcome:
         What became of each match of the rule's pattern; empty without a pattern, or where the rule was not due.
     error : GraphnetError or None
         What rejected the rule (a :class:`~graphnet.errors.BudgetError` for a budget); not compared.
+    teller : Teller or None
+        Words ``reason`` and ``matches`` when they are first read; not compared.
     """
 
     rule: str
@@ -119,8 +143,34 @@ class Outcome:
     cost: CostChange
     step: int | None = None
     changes: tuple[Change, ...] = ()
-    matches: tuple[MatchOutcome, ...] = ()
+    matches: tuple[MatchOutcome, ...] = field(default_factory=tuple)  # no default on the class: see __getattr__
     error: GraphnetError | None = field(default=None, compare=False, repr=False)
+    teller: Teller | None = field(default=None, compare=False, repr=False)
+
+    @staticmethod
+    def told_by(teller: Teller, rule: str, version: int, cost: CostChange, step: int) -> Outcome:
+        """An outcome that changed nothing; ``reason`` and ``matches`` are worded when they are first read."""
+        found = object.__new__(Outcome)
+        known = {
+            "rule": rule, "status": teller.status, "version": version, "cost": cost, "step": step, "changes": (),
+            "error": None, "teller": teller,
+        }  # fmt: skip
+        object.__setattr__(found, "__dict__", known)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything in words, for copies and pickles."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"teller": None}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A field that has not been worded yet."""
+            if name not in ("reason", "matches") or self.__dict__.get("teller") is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            found = getattr(self.teller, name)(self.step)
+            self.__dict__[name] = found
+            return found
 
     @property
     def applied(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import exp, inf, isfinite
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ class PlateauCheck(Check):
 
     SAMPLES: ClassVar[int] = 64
     watches = True
+    effort = 1
+    names = frozenset()
 
     def __init__(self, guard: Plateau) -> None:
         self.guard = guard
@@ -76,15 +79,11 @@ class PlateauCheck(Check):
         improvement = self._improvement()
         if improvement is None:
             seen = self._last - self._samples[0][0]
-            return Verdict(False, f"{guard.metric} has been seen for {seen} of the {guard.window} steps of its window")
-        text = f"{guard.metric} improved by {improvement:.3g} over {guard.window} steps"
+            return Verdict(False, partial(_short, guard, seen))
         least = guard.min_delta.at(view.step)
-        if self._since is None:
-            return Verdict(False, f"{text}, no less than {least:g}")
-        held = self._last - self._since
-        if held < guard.patience:
-            return Verdict(False, f"{text}, less than {least:g} for {held} of {guard.patience} steps")
-        return Verdict(True, f"{text}, less than {least:g}")
+        held = None if self._since is None else self._last - self._since
+        holds = held is not None and held >= guard.patience
+        return Verdict(holds, partial(_told, guard, improvement, least, held))
 
     def state(self) -> Any:
         """The average, its samples and since when it holds."""
@@ -104,3 +103,14 @@ class PlateauCheck(Check):
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"this is not the state of a plateau guard: {error!r}") from error
         self._average, self._since, self._trouble, self._last, self._samples = average, since, trouble, last, samples
+
+
+def _short(guard: Plateau, seen: int, step: int) -> str:
+    return f"{guard.metric} has been seen for {seen} of the {guard.window} steps of its window"
+
+
+def _told(guard: Plateau, improvement: float, least: float, held: int | None, step: int) -> str:
+    text = f"{guard.metric} improved by {improvement:.3g} over {guard.window} steps"
+    if held is None:
+        return f"{text}, no less than {least:g}"
+    return f"{text}, less than {least:g}" + (f" for {held} of {guard.patience} steps" if held < guard.patience else "")

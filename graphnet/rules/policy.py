@@ -13,11 +13,12 @@ from graphnet.errors import CheckpointError, GraphnetError
 from graphnet.ir.graph import Graph
 from graphnet.probes.utility import Utility
 from graphnet.rules.ages import Ages
-from graphnet.rules.attempt import attempt, outcome_of
+from graphnet.rules.attempt import NotDue, attempt, view_of
 from graphnet.rules.costs import Accountant
-from graphnet.rules.engine import CompiledRule
+from graphnet.rules.engine import CompiledRule, Draft, Waiting
 from graphnet.rules.events import check_events
-from graphnet.rules.execution import Limits
+from graphnet.rules.execution import Limits, Place
+from graphnet.rules.guards import View
 from graphnet.rules.lineage import renamed_groups, steps_since
 from graphnet.rules.memory import Directions, RuleMemory
 from graphnet.rules.metrics import Metrics, check_metrics
@@ -73,6 +74,7 @@ class Policy:
         self._owes = any(rule.owes for rule in rules)
         self._order = sorted(rules, key=lambda rule: -rule.rule.priority)  # stable: then in the document's order
         self._memory = {rule.name: RuleMemory() for rule in document.rules}
+        self._entries = [(rule, self._memory[rule.name]) for rule in self._order]
         self._remembered = self._nothing()
         self._directions = Directions(document.hysteresis, document.max_growth)
         self._version: int | None = None
@@ -145,15 +147,17 @@ class Policy:
         named = check_events(events)
         self._check_step(step)
         world = Live(net, accountant, step, numbers, batch, loss, self._snapshots, self._remembered)
-        origins = renamed_groups(steps_since(net.history, self._version))
-        self._ages.observe(net.graph, step, self.document.immunity, origins=origins)
-        self._remembered.follow(origins)
+        remembered = self._remembered
+        if net.version != self._version:
+            origins = renamed_groups(steps_since(net.history, self._version))
+            remembered.ages.observe(net.graph, step, self.document.immunity, origins=origins)
+            remembered.follow(origins)
         for name, groups in units.items():
             for group, values in groups.items():
-                self._remembered.units.update(name, group, values)
-        self._remembered.units.forget(net.graph)
+                remembered.units.update(name, group, values)
+        remembered.units.forget(net.graph)
         with plainly(accountant.device):
-            self._remembered.measure_utility(net, batch)
+            remembered.measure_utility(net, batch)
             return self._tick(world, step, named)
 
     def dry_run(
@@ -234,20 +238,38 @@ class Policy:
         if self._owes:
             self._accrue(world.graph, clock)
         taken: dict[str, str] = {}
+        view: View | None = None
+        graph, told_by = world.graph, Outcome.told_by
+        cost = world.accountant.unchanged(graph)
+        anew = clock.previous >= step  # the second call at one step: nothing is due again
         outcomes = []
         started = time.perf_counter()
-        for rule in self._order:
+        for rule, memory in self._entries:
             if rule.watches and clock.previous < step:
                 rule.guard.observe(step, metrics)
-            if step < rule.timer.until:  # what it said last still holds
-                outcome = outcome_of(rule, "not due", rule.timer.reason, world, step)
+            if step < memory.until and memory.cost is cost and memory.noted == log.noted and not anew:
+                assert memory.rest is not None  # nothing that it depends on has changed
+                outcome = told_by(memory.rest, rule.name, graph.version, cost, step)
             else:
-                outcome = self._try(rule, world, clock, taken)
+                waiting: NotDue | Waiting | list[Place] | Draft | None = self._not_due(rule, clock)
+                if waiting is None:
+                    if view is None:
+                        view = view_of(world, step, clock.previous, remembered, self.document.budgets)
+                    waiting = rule.look(view)
+                if isinstance(waiting, NotDue | Waiting):
+                    outcome = told_by(waiting, rule.name, graph.version, cost, step)
+                else:
+                    assert view is not None
+                    outcome = self._try(rule, world, view, waiting, taken)
+                    if outcome.status == "applied":
+                        graph = view.graph = world.graph
+                        cost = world.accountant.unchanged(graph)
+                memory.keep(outcome.teller, rule.timer.until, cost, log.noted)
             ended = time.perf_counter()
-            self._memory[rule.rule.name].count(outcome, ended - started)
+            memory.count(outcome, ended - started)
             started = ended
             outcomes.append(outcome)
-        self._version = world.graph.version
+        self._version = graph.version
         return outcomes
 
     def _accrue(self, graph: Graph, clock: Clock) -> None:
@@ -268,41 +290,42 @@ class Policy:
         self._epoch = self._epoch if epoch is None else epoch
         return Clock(step, previous, epoch, before, metrics, self._remembered.events)
 
-    def _try(self, rule: CompiledRule, world: World, clock: Clock, taken: dict[str, str]) -> Outcome:
-        waiting = self._not_due(rule, clock)
-        if waiting is not None:
-            return outcome_of(rule, "not due", waiting, world, clock.step)
-        before = world.graph
+    def _try(
+        self, rule: CompiledRule, world: World, view: View, found: Sequence[Place] | Draft, taken: dict[str, str]
+    ) -> Outcome:
+        before, step = world.graph, view.step
         outcome, touched = attempt(
-            rule, world, clock.step, clock.previous, self._remembered, lambda: self._moment(rule, clock.step),
-            Limits(taken, lambda name, was, now: self._directions.refusal(name, was, now, clock.step)), self.document,
+            rule, world, view, found, self._remembered, lambda: self._moment(rule, step),
+            Limits(taken, lambda name, was, now: self._directions.refusal(name, was, now, step)), self.document,
         )  # fmt: skip
-        if outcome.applied:
+        if outcome.status == "applied":
             memory = self._memory[rule.rule.name]
             memory.fires += 1
-            memory.applied_at = self._applied_at = clock.step
+            memory.applied_at = self._applied_at = step
             taken |= dict.fromkeys(touched, rule.rule.name)
             owed = self._remembered.owed
             for key in [(rule.rule.name, each.partition(":")[2]) for each in touched]:
                 if key in owed:
                     owed[key] -= int(owed[key])
-            self._directions.note(before, world.graph, clock.step)
-            self._remembered.events.edited(clock.step, world.graph.version)
-            self._remembered.events.note(rule.rule.name, clock.step)
+            self._directions.note(before, world.graph, step)
+            self._remembered.events.edited(step, world.graph.version)
+            self._remembered.events.note(rule.rule.name, step)
         return outcome
 
-    def _not_due(self, rule: CompiledRule, clock: Clock) -> str | None:
-        memory = self._memory[rule.rule.name]
+    def _not_due(self, rule: CompiledRule, clock: Clock) -> NotDue | None:
+        memory = self._memory[rule.name]
         reason = rule.timer(clock, memory.fires)
-        if reason is None and memory.applied_at is not None:
+        if reason is not None:
+            return NotDue(reason)
+        if memory.applied_at is not None:
             until = memory.applied_at + whole(rule.rule.schedule.cooldown.at(memory.applied_at))
             if clock.step < until:
-                reason = f"its cooldown lasts until step {until}"
-        if reason is None and self._applied_at is not None:
+                return NotDue(f"its cooldown lasts until step {until}", until)
+        if self._applied_at is not None:
             until = self._applied_at + whole(self.document.cooldown.at(self._applied_at))
             if clock.step < until:
-                reason = f"the policy's cooldown lasts until step {until}"
-        return reason
+                return NotDue(f"the policy's cooldown lasts until step {until}", until)
+        return None
 
     def _moment(self, rule: CompiledRule, step: int) -> Moment:
         immunity, ages = self.document.immunity, self._ages
@@ -407,6 +430,7 @@ class Policy:
         self._memory, self._remembered, self._taken, self._snapshots = memory, remembered, taken, {}
         self._step, self._epoch, self._applied_at, self._version = counts
         self._directions, self._order = directions, [fresh[rule.rule.name] for rule in self._order]
+        self._entries = [(rule, memory[rule.name]) for rule in self._order]
 
 
 def _whole(value: Any) -> int | None:

@@ -46,9 +46,8 @@ class Timer(ABC):
     Attributes
     ----------
     until : float
-        What it said last holds before this optimizer step, so that the policy need not ask again.
-    reason : str
-        What it said last.
+        What it said last, due or not, holds before this optimizer step, if neither the network nor the events seen
+        have changed: so the policy need not ask again.
     """
 
     schedule: Schedule
@@ -56,7 +55,7 @@ class Timer(ABC):
     """Whether it must see every call."""
 
     def __init__(self) -> None:
-        self.until, self.reason = -1.0, ""
+        self.until = -1.0
 
     def __call__(self, clock: Clock, fires: int) -> str | None:
         """Why the rule is not due; None where it is."""
@@ -67,14 +66,16 @@ class Timer(ABC):
             return self._idle(inf, f"it has been applied {fires} times, the most that it may be")
         if clock.step < schedule.start:
             return self._idle(schedule.start, f"it starts at step {schedule.start}")
-        if schedule.stop is not None and max(clock.previous + 1, schedule.start) >= schedule.stop:
-            return self._idle(inf, f"it ended before step {schedule.stop}")
+        if schedule.stop is not None:
+            if max(clock.previous + 1, schedule.start) >= schedule.stop:
+                return self._idle(inf, f"it ended before step {schedule.stop}")
+            self.until = min(self.until, schedule.stop)
         return reason
 
     def _idle(self, until: float, reason: str) -> str:
         """The reason, which holds until a step."""
         if not self.counts:
-            self.until, self.reason = until, reason
+            self.until = until
         return reason
 
     @abstractmethod
@@ -128,6 +129,9 @@ class EveryTimer(Timer):
         """Why it is not due."""
         schedule = self.schedule
         if self._period is not None:
+            if self._period == 1 and schedule.start <= clock.step > clock.previous:
+                self.until = inf  # due at every step: up to ``stop``, which is looked at by every timer
+                return None
             found = _ticks("step", clock.step, clock.previous, self._period, schedule.start, schedule.stop)
             return None if found is None else self._idle(*found)
         if clock.step < schedule.start:

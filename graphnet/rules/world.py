@@ -69,10 +69,15 @@ class Live:
     ) -> None:
         self.net, self.accountant = net, accountant
         self._remembered = remembered
-        self.data = Data(batch, loss, snapshots, self._values)
+        self._given = batch, loss, snapshots
         self.measure: Measurements = Measuring(net, step, batch, loss, metrics, remembered.utility)
         self.readings = Readings(metrics, self._registered)
         accountant.refresh(batch)
+
+    @property
+    def data(self) -> Data:
+        """What an edit may use."""
+        return Data(*self._given, self._values)
 
     @property
     def graph(self) -> Graph:

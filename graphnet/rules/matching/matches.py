@@ -89,6 +89,9 @@ class Matches(Sequence[Match]):
         return iter(self.found)
 
 
+_USUAL = Context()
+
+
 class CompiledPattern:
     """A pattern that has been checked and made ready.
 
@@ -112,9 +115,10 @@ class CompiledPattern:
 
     def find(self, graph: Graph, *, context: Context | None = None) -> Matches:
         """Every match in a graph, or why there is none; see :func:`match`."""
-        context = context or Context()
-        if self._last is not None and self._last[0]() is graph and self._last[1] == context:
-            return self._last[2]
+        last = self._last
+        context = context or _USUAL
+        if last is not None and last[0]() is graph and (last[1] is context or last[1] == context):
+            return last[2]
         index = index_of(graph)
         found = search(self.parts, index, context)
         if isinstance(found, Stop):
