@@ -15,6 +15,7 @@ from graphnet.ir.graph import Graph, units_node
 from graphnet.ir.groups import UnitGroup, compress, expand
 from graphnet.ir.ops.activation import ReLU
 from graphnet.ir.ops.arithmetic import Add
+from graphnet.ir.ops.base import Context, Dims, Op
 from graphnet.ir.ops.dense import LinearOp
 from graphnet.ir.ops.io import Input, Output
 
@@ -146,6 +147,34 @@ def test_a_layer_that_starts_afresh_has_units_of_its_own() -> None:
     assert after.groups["fc2"].ids == tuple(range(5, 12))
     assert after.groups["fc2"].next_id == 12
     assert after.groups["fc1"].ids == (0, 1, 2)
+
+
+class _Unsteady(Op):
+    """An op whose rule fixes what it reads from the second time on."""
+
+    def infer(self, ctx: Context, *inputs: Dims) -> Dims:
+        _CALLS.append(0)
+        if len(_CALLS) > 1:
+            ctx.freeze(inputs[0][1], "it was called before")
+        return inputs[0]
+
+
+_CALLS: list[int] = []
+
+
+def test_a_rule_that_is_not_stable_is_noticed() -> None:
+    with pytest.raises(GraphError, match="layout inference is not stable"):
+        Graph.from_ops([X, _linear("a", "x"), _Unsteady(op="unsteady", name="u", inputs=("a",))], ["u"])
+
+
+def test_what_writes_a_group_says_whose_units_they_are() -> None:
+    ops = [X, _linear("a", "x"), _linear("b", "x"), _linear("d", "b"), _linear("c", "a"), _linear("e", "b")]
+    graph = Graph.from_ops([*ops, Add(name="s", inputs=("c", "d", "e"))], ["s"])
+    other = dataclasses.replace(graph.groups["b"], ids=(1, 2, 3), next_id=4)
+    graph = graph.resized({"b": other})
+    after = graph.rewritten([graph.ops["d"].model_copy(update={"inputs": ("a",)})])
+    assert after.groups["a"].ids == (0, 1, 2), "a reader that came from elsewhere brings no units"
+    assert after.groups["b"].ids == (1, 2, 3)
 
 
 def test_depthwise_convolutions_follow_their_channels() -> None:

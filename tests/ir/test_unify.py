@@ -184,6 +184,23 @@ def test_unifying_twice_changes_nothing() -> None:
     assert unifier.changes - before <= 2  # factoring again binds its own two new atoms, and nothing old
 
 
+def test_a_factored_dimension_is_the_first_factor_by_the_second() -> None:
+    unifier = Unifier()
+    twelve = unifier.fresh(12)
+    lead, rest = unifier.factor(twelve, 3)
+    assert (unifier.size(lead), unifier.size(rest)) == (3, 4)
+    assert unifier.resolve(twelve) == times(lead, rest)
+
+
+def test_the_fewest_units_that_one_of_two_may_have_hold_for_both() -> None:
+    for swapped in (False, True):
+        unifier = Unifier()
+        pair = unifier.fresh(4, minimum=2), unifier.fresh(4, minimum=3)
+        unifier.unify(*(reversed(pair) if swapped else pair))
+        (key,) = unifier.resolve(pair[0]).atoms()
+        assert unifier.info[key].minimum == 3
+
+
 def test_a_cut_inside_one_of_several_equal_parts() -> None:
     unifier = Unifier()
     four = unifier.fresh(4)
