@@ -101,3 +101,8 @@ def check_unsharded(name: str, tensor: Tensor) -> None:
             f"tensor {name!r} is sharded (DTensor): assigning its data is silently ignored by torch; edit the network "
             "before sharding it, or gather its full state"
         )
+    if getattr(tensor, "_fsdp_flattened", False):
+        raise EditError(
+            f"tensor {name!r} is a part of a flat one of FullyShardedDataParallel, which does not take another shape: "
+            "edit the network before wrapping it"
+        )
