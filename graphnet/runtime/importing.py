@@ -300,6 +300,8 @@ def _example(model: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[
         raise ImportModelError(f"from_torch takes a torch.nn.Module, not a {type(model).__name__}")
     if isinstance(model, Network):
         raise ImportModelError("this is a graphnet network already")
+    if torch.is_inference_mode_enabled():
+        raise ImportModelError("what is made in torch.inference_mode can never be trained: import the model outside it")
     for wrapper, inner in _WRAPPERS.items():
         if type(model).__name__ == wrapper:
             raise ImportModelError(f"the model is wrapped in {wrapper}: import model.{inner}, and wrap the network")
