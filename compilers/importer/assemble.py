@@ -102,6 +102,7 @@ class _Assembly:
     constant: set[str] = field(default_factory=set)
     metas: dict[str, tuple[Meta, ...]] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
+    behind: dict[str, Held] = field(default_factory=dict)  # the tensor of which a value is a part or another view
     _homes: set[str] = field(default_factory=set)
     homes_of: dict[str, str] = field(default_factory=dict)
 
@@ -189,11 +190,11 @@ class _Assembly:
             return self._fresh(step.path)
         if step.function in _WRITERS:
             for ref in step.reads():
-                held = self.held.get(ref.step)
+                held = self.behind.get(ref.step)
                 if held is not None and held.value.dim() > 1:
                     stem = held.names[0].removesuffix(".weight").removesuffix("_weight")
                     free = stem not in self.paths or stem in self.layerlike
-                    if stem != held.names[0] and free and stem not in self.taken:
+                    if stem != held.names[0] and free and (stem not in self.taken or ref.step not in self.held):
                         return self._fresh(stem)
         return self._apart(step.name)
 
@@ -236,9 +237,13 @@ class _Assembly:
 
     def _find_constant(self, steps: list[Step]) -> None:
         self.constant = {key for key, source in self.program.sources.items() if source.kind != "input"}
+        self.behind = dict(self.held)
         for step in steps:
-            if all(ref.step in self.constant for ref in step.reads()):
+            reads = {ref.step for ref in step.reads()}
+            if reads <= self.constant:
                 self.constant.add(step.name)
+                if len(reads) == 1 and (held := self.behind.get(*reads)) is not None:
+                    self.behind[step.name] = held
 
     def _find_layers(self, steps: list[Step]) -> None:
         """Calls that are layers, and whose tensors no other kind of call reads."""
