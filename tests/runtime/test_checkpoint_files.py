@@ -19,10 +19,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 import graphnet as gn
-from graphnet.runtime.checkpoint import load_checkpoint, load_network
+from graphnet.runtime.checkpoint import kept_in, load_checkpoint, load_network
 from graphnet.runtime.sealed import FORMAT_VERSION, read_sealed, write_sealed
+from graphnet.testing import check_bits, state_of
 
 CheckpointError = gn.CheckpointError
 
@@ -483,3 +485,117 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     assert not left.exists()
     assert alive.exists()
     assert other.exists()
+
+
+# -- every door -------------------------------------------------------------------------------------------------------
+
+Door = Callable[[gn.Network, Path], object]
+
+
+def _keyed(network: gn.Network, path: Path) -> object:
+    return kept_in(path, network.history, network.version)
+
+
+DOORS: dict[str, Door] = {
+    "gn.load_network": lambda network, path: gn.load_network(path),
+    "gn.load_checkpoint": lambda network, path: gn.load_checkpoint(str(path)),
+    "net.at": lambda network, path: network.at(network.version, path),
+    "net.at, of a folder": lambda network, path: network.at(network.version, path.parent),
+    "net.rollback": lambda network, path: network.rollback(network.version, path=path, reset_optimizers=True),
+    "kept_in": _keyed,
+}
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def _newer(content: bytes) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    del header["__metadata__"]
+    return sealed_header(header, content[8 + length :], format_version=str(FORMAT_VERSION + 1))
+
+
+def _traversing(content: bytes) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    del header["__metadata__"]
+    header["../../../tmp/evil"] = header.pop("tensor/fc1.bias")
+    return sealed_header(header, body)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "truncated": ("truncated", lambda content: content[: len(content) * 2 // 3]),
+    "empty": ("truncated", lambda content: b""),
+    "bit flipped": ("damaged", _flipped),
+    "foreign": ("no checkpoint", lambda content: safetensors.torch.save({"a": torch.ones(3)})),
+    "pickled": (r"torch\.save", lambda content: b"PK\x03\x04" + content),
+    "newer": ("install a newer one", _newer),
+    "path traversing": (r"lacks the tensor|belong to nothing", _traversing),
+    "as it was": ("", lambda content: content),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_function_that_reads_a_file_refuses_what_is_wrong(
+    damage: str, door: str, slim: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    message, change = DAMAGES[damage]
+    path = tmp_path / "checkpoints" / "run.gn"
+    path.parent.mkdir()
+    path.write_bytes(change(slim.read_bytes()))
+    net, optimizer, _ = trained()
+    before, version = state_of(net), net.version
+    if not message:
+        DOORS[door](net, path)
+        return
+    with pytest.raises(CheckpointError, match=message):
+        DOORS[door](net, path)
+    assert net.version == version
+    assert net.attached == (optimizer,)
+    check_bits(before, state_of(net), "a file that was refused")
+    assert os.listdir(tmp_path) == ["checkpoints"]
+    assert os.listdir(path.parent) == ["run.gn"]
+
+
+def test_a_damaged_newest_file_in_a_folder_gives_way_to_the_one_before(slim: Path, tmp_path: Path) -> None:
+    net, _, _ = trained()
+    older, newer = tmp_path / "a.gn", tmp_path / "b.gn"
+    older.write_bytes(slim.read_bytes())
+    newer.write_bytes(_flipped(slim.read_bytes()))
+    (tmp_path / ".a.gn.host.1.0123abcd.tmp").write_bytes(slim.read_bytes()[:500])
+    os.utime(older, (1, 1))
+    again = net.at(net.version, tmp_path)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_averages_of_kept_versions_go_through_a_file(tmp_path: Path) -> None:
+    """Going back after a resume gives what going back without one gives."""
+    net, _, _ = trained()
+    average = AveragedModel(net, avg_fn=get_ema_avg_fn(0.9))
+    net.attach(average)
+    for _ in range(2):
+        average.update_parameters(net)
+        net.get_parameter("fc1.weight").data.mul_(1.5)
+    number = net.keep().version
+    net.get_parameter("fc1.weight").data.mul_(2)
+    average.update_parameters(net)
+    with net.edit() as edit:
+        edit.grow("fc1", 1)
+    path = net.save(tmp_path / "run.gn", state={"average": average})
+    checkpoint = load_checkpoint(path)
+    again = checkpoint.network()
+    optimizer, other = torch.optim.Adam(again.parameters()), AveragedModel(again, avg_fn=get_ema_avg_fn(0.9))
+    again.attach(other)
+    checkpoint.resume(again, optimizer, state={"average": other})
+    for one in (net, again):
+        one.rollback(number)
+    assert not torch.equal(average.module.fc1.weight, net.fc1.weight)
+    check_bits(dict(average.module.state_dict()), dict(other.module.state_dict()), "averages")
+    tensors, document = read_sealed(path)
+    tensors.pop(f"kept/{number}/average/0/tensor/fc1.bias")
+    with pytest.raises(CheckpointError, match="lacks the tensor 'kept"):
+        load_network(write_sealed(tmp_path / "forged.gn", tensors, document))
