@@ -290,7 +290,7 @@ _STATES = (
         "a newborn counts as born one step later",
         "torch.full((positions.size,), step, dtype=torch.int64)",
         "torch.full((positions.size,), step + 1, dtype=torch.int64)",
-        ("tests/runtime/test_aged.py::test_a_single_birth",),
+        ("tests/runtime/test_aged.py::test_a_single_birth[adam]",),
     ),
     Fault(
         "warm_up_one_step_longer",
@@ -985,7 +985,7 @@ _OPTIMIZERS = (
         "the age of young elements is one step less than it is",
         "chosen = [(block.index, max(1, step + 1 - block.number))",
         "chosen = [(block.index, max(1, step - block.number))",
-        ("tests/runtime/test_aged.py::test_a_single_birth",),
+        ("tests/runtime/test_aged.py::test_a_single_birth[adam]",),
     ),
     Fault(
         "skipped_steps_age",
@@ -1009,10 +1009,7 @@ _OPTIMIZERS = (
         "the correction by age ends one step early",
         "least = max(1, step + 1 - horizon)",
         "least = max(1, step + 2 - horizon)",
-        (
-            "tests/runtime/test_aged.py::test_past_the_horizon_the_update_is_the_optimizers_own",
-            "tests/runtime/test_aged.py",
-        ),
+        ("tests/runtime/test_aged.py::test_the_hooks_let_go_of_units_past_the_horizon",),
     ),
     Fault(
         "older_of_row_and_column",
@@ -1028,7 +1025,7 @@ _OPTIMIZERS = (
         "NAdam's update by age takes this step's momentum for the next one's",
         "((mus, 0), (mus, 1), (products, 0))",
         "((mus, 0), (mus, 0), (products, 0))",
-        ("tests/runtime/test_aged.py::test_a_single_birth", "tests/runtime/test_aged.py"),
+        ("tests/runtime/test_aged.py::test_aged_is_an_elementwise_step_count[nadam]",),
     ),
     Fault(
         "first_moment_not_corrected",
@@ -1036,7 +1033,7 @@ _OPTIMIZERS = (
         "Adam's update by age leaves the first moment's bias",
         "* second / (1.0 - y.power(beta1))), m, denominator)",
         "* second), m, denominator)",
-        ("tests/runtime/test_aged.py::test_a_single_birth",),
+        ("tests/runtime/test_aged.py::test_a_single_birth[adam]",),
     ),
     Fault(
         "amsgrad_forgotten_by_age",
@@ -1044,7 +1041,7 @@ _OPTIMIZERS = (
         "the update by age of AMSGrad divides by the second moment, not by its maximum",
         'y.slot("max_exp_avg_sq" if y.group["amsgrad"] else "exp_avg_sq")',
         'y.slot("exp_avg_sq")',
-        ("tests/runtime/test_aged.py::test_a_single_birth", "tests/runtime/test_aged.py"),
+        ("tests/runtime/test_aged.py::test_aged_is_an_elementwise_step_count[adamw-amsgrad]",),
     ),
     Fault(
         "radam_rectified_too_early",
@@ -1052,15 +1049,15 @@ _OPTIMIZERS = (
         "RAdam's update by age divides by the second moment from the fifth step on",
         "        if length <= 5.0:\n",
         "        if length <= 4.0:\n",
-        ("tests/runtime/test_aged.py::test_a_single_birth", "tests/runtime/test_aged.py"),
+        ("tests/runtime/test_aged.py::test_aged_is_an_elementwise_step_count[radam]",),
     ),
     Fault(
-        "stage_of_the_older",
+        "floor_of_the_older",
         "graphnet/runtime/rates.py",
-        "an element between an old row and a new column belongs to the older stage",
+        "the least rate of an element between two growths is that of the older one",
         "later = None if stage is None else stages > stage",
         "later = None if stage is None else stages < stage",
-        ("tests/runtime/test_rates.py",),
+        ("tests/runtime/test_rates.py::test_the_floor_is_that_of_the_later_growth",),
     ),
     Fault(
         "measured_by_the_newest_stage",
@@ -1076,11 +1073,7 @@ _OPTIMIZERS = (
         "Two-Speed goes on for a step",
         "torch.where(births.until[dim] > step, rate, 1.0)",
         "torch.where(births.until[dim] >= step, rate, 1.0)",
-        (
-            "tests/runtime/test_rates.py::test_speed_is_for_so_many_steps",
-            "tests/runtime/test_rates.py",
-            "tests/runtime/test_states.py",
-        ),
+        ("tests/runtime/test_rates.py::test_the_rules_are_multiplied",),
     ),
     Fault(
         "average_outlives_a_write",
@@ -1123,10 +1116,7 @@ _COMMIT = (
         "a commit that fails leaves the new moments",
         "Swap(lambda: table.update({key: value}), lambda: table.update({key: old}))",
         "Swap(lambda: table.update({key: value}), lambda: table.update({key: value}))",
-        (
-            "tests/runtime/test_atomicity.py::test_an_error_at_every_bytecode_of_the_swaps",
-            "tests/runtime/test_atomicity.py",
-        ),
+        ("tests/runtime/test_atomicity.py::test_an_error_at_any_bytecode_leaves_the_old_state_or_the_new_one[Case]",),
     ),
     Fault(
         "half_done_swap_not_undone",
@@ -1134,7 +1124,7 @@ _COMMIT = (
         "the swap in which a commit fails is not put back",
         "                done += 1\n                swap.do()\n",
         "                swap.do()\n                done += 1\n",
-        ("tests/runtime/test_atomicity.py",),
+        ("tests/runtime/test_atomicity.py::test_an_error_at_any_bytecode_leaves_the_old_state_or_the_new_one[Case]",),
     ),
     Fault(
         "interrupts_are_no_failures",
@@ -1142,7 +1132,7 @@ _COMMIT = (
         "a commit that ends with something else than an Exception is not put back",
         "        except BaseException:\n",
         "        except Exception:\n",
-        ("tests/runtime/test_atomicity.py",),
+        ("tests/runtime/test_atomicity.py::test_an_error_at_any_bytecode_leaves_the_old_state_or_the_new_one[Case]",),
     ),
     Fault(
         "interrupts_not_held_back",

@@ -160,6 +160,26 @@ def test_stages_are_versions_and_an_element_belongs_to_the_later_of_row_and_colu
     torch.testing.assert_close((before - weight) / LR, expected, rtol=1e-9, atol=0)
 
 
+def test_the_floor_is_that_of_the_later_growth() -> None:
+    net = random_network(gn.mlp([4, 6, 5, 3]), 0)
+    optimizer = SGD(net.parameters(), lr=LR)
+    net.attach(optimizer)
+    for group, count, floor in (("fc1", 3, 0.2), ("fc2", 2, 0.7), ("fc1", 1, 0.4)):
+        with net.edit() as edit:
+            edit.grow(group, count, init="kaiming", rate=("adapted", floor))
+    weight = net.fc2.weight.detach()
+    floors = torch.ones(7, 10, dtype=torch.float64)
+    floors[:, 6:9] = 0.2
+    floors[5:] = 0.7
+    floors[:, 9] = 0.4
+    weight.mul_(torch.where(floors < 1, 1e-6, 1.0))  # in place of the floor there would be a ratio of about 1e-6
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    before = weight.clone()
+    optimizer.step()
+    torch.testing.assert_close((before - weight) / LR, floors, rtol=1e-9, atol=0)
+
+
 def test_without_the_oldest_weights_the_next_oldest_are_the_measure() -> None:
     net = random_network(gn.mlp([4, 6, 3]), 0)
     optimizer = SGD(net.parameters(), lr=LR)
