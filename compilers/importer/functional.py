@@ -26,6 +26,12 @@ _COUNTERPARTS = {
     "aten.fill_.Scalar": "aten.full_like.default",
     "aten.bernoulli_.float": "aten.bernoulli.p",
     "aten.normal_.default": "aten.normal_functional.default",
+    "aten.pow_.Scalar": "aten.pow.Tensor_Scalar",
+    "aten.pow_.Tensor": "aten.pow.Tensor_Tensor",
+    "aten.float_power_.Scalar": "aten.float_power.Tensor_Scalar",
+    "aten.float_power_.Tensor": "aten.float_power.Tensor_Tensor",
+    "aten.floor_divide_.Tensor": "aten.floor_divide.default",
+    "aten.ldexp_.default": "aten.ldexp.Tensor",
 }
 """What gives the value that a call writes, where it is not named like the call."""
 _SAME = ("alias", "detach", "contiguous", "to", "_to_copy")
@@ -189,8 +195,7 @@ class _Pass:
                 f"the program writes in place by {step.target} (in module {step.path!r}), which has no counterpart "
                 "that does not"
             ) from None
-        first = step.args[0]
-        meta = self._meta(self._current(first))
+        meta = step.metas[0]
         defaults = [default for _, keyword, default in schema_of(step.target) if not keyword]
         wanted = sum(not keyword for _, keyword, _ in schema_of(target))
         args = (*step.args, *defaults[len(step.args) : wanted])  # a counterpart may have no defaults of its own

@@ -83,7 +83,11 @@ def check_import(net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs:
                 if training:
                     continue  # a batch of one, for a batch norm
                 raise
-            worst = difference(expected, _run(net, args, kwargs))
+            try:
+                found = _run(net, args, kwargs)
+            except Exception as error:
+                raise ImportModelError(f"the traced program does not run: {type(error).__name__}: {error}") from error
+            worst = difference(expected, found)
             if worst is not None:
                 mode = "training" if training else "evaluation"
                 raise ImportModelError(
