@@ -154,21 +154,23 @@ class Attend(Call):
         q, k, v = (
             inputs[at] for at in (self.operand("query"), self.operand("key"), self.operand("value")) if at is not None
         )
+        if not len(q) == len(k) == len(v):
+            raise ctx.error("queries, keys and values of different rank")
         out = list(q)
         for position in range(len(q) - 3):
             for other in (k, v):
                 out[position] = agree(ctx, out[position], other[position])
         if len(q) > 2:
-            ctx.unify(k[-3], v[-3])
             heads, shared = ctx.number(q[-3]), ctx.number(k[-3])
             if self.arg("enable_gqa") and heads != shared:
+                ctx.unify(k[-3], v[-3])
                 ctx.hint(k[-3], "kv_heads")
                 share = ctx.unknown(heads // shared)
                 ctx.unify(q[-3], times(k[-3], share))
                 ctx.hint(share, "queries_per_kv")
             else:
-                ctx.unify(q[-3], k[-3])
-                self._name_heads(ctx, q[-3])
+                out[-3] = agree(ctx, agree(ctx, q[-3], k[-3]), v[-3])  # one head of keys may serve all queries
+                self._name_heads(ctx, out[-3])
         ctx.unify(q[-1], k[-1])
         ctx.unify(k[-2], v[-2])
         ctx.hint(q[-1], "head_dim")
