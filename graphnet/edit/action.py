@@ -1,14 +1,16 @@
 """The action of unit maps on tensors: the one implementation that changes a tensor's shape.
 
-One pass for each mapped dimension, rows first: a ``cat`` for newborns at the end, a slice for units dropped at the
-end, otherwise an ``index_select`` on an (outer, n, inner) view, where a ``C*64`` dimension is gathered by channel.
-Channels-last tensors are moved on their NHWC view and keep their format.
+One pass for each mapped dimension, rows first: newborns at the end are filled in after a copy, units dropped at the
+end leave a slice, otherwise an ``index_select`` on an (outer, n, inner) view, where a ``C*64`` dimension is gathered by
+channel. Channels-last tensors are moved on their NHWC view and keep their format. Where several dimensions of a large
+tensor move, they move a chunk of rows at a time, so that nothing stands beside the old tensor and the new one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +19,12 @@ from torch import Tensor
 from graphnet.ir.layout import IndexArray, Layout
 
 __all__ = ["gather", "move", "reduce_units", "select", "write_block"]
+
+_Step: TypeAlias = "tuple[int, int, int, IndexArray]"
+"""A dimension, what stands before and after its units, and the old position of each new one."""
+
+_CHUNK = 1 << 20
+"""Bytes that are moved at a time where several dimensions move."""
 
 
 def move(
@@ -51,7 +59,7 @@ def move(
         view = tensor.permute(permutation)
         moved = move(view, [dims[d] for d in permutation], sources, sizes, newborn=newborn)
         return tensor if moved is view else moved.permute([permutation.index(d) for d in range(len(permutation))])
-    result = tensor
+    steps: list[_Step] = []
     for dim, layout in enumerate(dims):
         touched = [key for key in dict.fromkeys(layout.atoms()) if key in sources]
         if not touched:
@@ -62,8 +70,8 @@ def move(
             source = sources[touched[0]]
         else:
             pre, post, source = 1, 1, layout.index(sources, sizes)
-        result = _gather(result, dim, pre, post, source, newborn)
-    return result
+        steps.append((dim, pre, post, source))
+    return _moved(tensor, steps, newborn)
 
 
 def gather(tensor: Tensor, sources: Sequence[IndexArray | None], *, newborn: float = 0.0) -> Tensor:
@@ -79,11 +87,7 @@ def gather(tensor: Tensor, sources: Sequence[IndexArray | None], *, newborn: flo
         view = tensor.permute(permutation)
         moved = gather(view, [sources[d] for d in permutation], newborn=newborn)
         return tensor if moved is view else moved.permute([permutation.index(d) for d in range(len(permutation))])
-    result = tensor
-    for dim, source in enumerate(sources):
-        if source is not None:
-            result = _gather(result, dim, 1, 1, source, newborn)
-    return result
+    return _moved(tensor, [(dim, 1, 1, s) for dim, s in enumerate(sources) if s is not None], newborn)
 
 
 def _channels_last(tensor: Tensor) -> tuple[int, ...] | None:
@@ -92,18 +96,52 @@ def _channels_last(tensor: Tensor) -> tuple[int, ...] | None:
     return None
 
 
+def _moved(tensor: Tensor, steps: Sequence[_Step], newborn: float) -> Tensor:
+    """Gather along one dimension after the other."""
+    steps = [step for step in steps if not _stays(tensor, *step)]
+    if len(steps) > 1 and steps[0][:3] == (0, 1, 1) and tensor.numel() * tensor.element_size() > _CHUNK:
+        return _moved_in_chunks(tensor, steps[0][3], steps[1:], newborn)
+    for dim, pre, post, source in steps:
+        tensor = _gather(tensor, dim, pre, post, source, newborn)
+    return tensor
+
+
+def _moved_in_chunks(tensor: Tensor, rows: IndexArray, steps: Sequence[_Step], newborn: float) -> Tensor:
+    shape = [len(rows), *tensor.shape[1:]]
+    for dim, pre, post, source in steps:
+        shape[dim] = pre * len(source) * post
+    moved = tensor.new_empty(shape)
+    count = max(1, _CHUNK // max(1, tensor.element_size() * max(prod(shape[1:]), prod(tensor.shape[1:]))))
+    for start in range(0, len(rows), count):
+        mine = rows[start : start + count]
+        first = int(mine[0])
+        if first >= 0 and np.array_equal(mine, np.arange(first, first + len(mine))):
+            part = tensor.narrow(0, first, len(mine))
+        else:
+            part = _gather(tensor, 0, 1, 1, mine, newborn)
+        for dim, pre, post, source in steps:
+            part = _gather(part, dim, pre, post, source, newborn)
+        moved.narrow(0, start, len(mine)).copy_(part)
+    return moved
+
+
+def _stays(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray) -> bool:
+    old = tensor.shape[dim] // (pre * post)
+    return len(source) == old and np.array_equal(source, np.arange(old))
+
+
 def _gather(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray, newborn: float) -> Tensor:
     shape = list(tensor.shape)
     old = shape[dim] // (pre * post)
     count = len(source)
     ramp = np.arange(min(count, old))
-    if count == old and np.array_equal(source, ramp):
-        return tensor
     outer, inner = prod(shape[:dim]) * pre, prod(shape[dim + 1 :]) * post
     view = tensor.reshape(outer, old, inner)
     fill = newborn if tensor.is_floating_point() or tensor.is_complex() else int(newborn)
     if count > old and np.array_equal(source[:old], ramp) and (source[old:] < 0).all():
-        moved = torch.cat([view, view.new_full((outer, count - old, inner), fill)], dim=1)
+        moved = view.new_empty((outer, count, inner))
+        moved.narrow(1, 0, old).copy_(view)
+        moved.narrow(1, old, count - old).fill_(fill)
     elif count < old and np.array_equal(source, ramp):
         moved = view.narrow(1, 0, count).clone(memory_format=torch.contiguous_format)
     else:

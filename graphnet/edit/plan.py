@@ -612,8 +612,9 @@ class Plan:
             if staged.changed:
                 tensors[name] = staged.value()
             for key, (_, slot) in self.slots(name).items():
-                if slot.changed or slot.base is not slot.value():
-                    slots[key] = slot.value()
+                value = slot.value()
+                if slot.changed or value is not slot.base:
+                    slots[key] = value
         for name, value in {**tensors, **fresh}.items():
             if tuple(value.shape) != self.graph.shape(self.spec(name)):
                 raise EditError(f"tensor {name!r} would have shape {tuple(value.shape)}: this is a bug in an operator")

@@ -150,8 +150,13 @@ class Staged:
         moved = self._act(self.base, 0.0)
         if moved is self.base:
             return moved
-        old = self._act(torch.ones_like(self.base, dtype=torch.bool), 0.0)
-        return torch.where(old, moved, self.newborn.value().to(moved))
+        other = self.newborn.value()
+        for dim, source in enumerate(self._flat()):
+            born = None if source is None else np.flatnonzero(source < 0)
+            if born is not None and born.size:
+                index: Index = [born if at == dim else None for at in range(moved.dim())]
+                write_block(moved, index, select(other, index).to(moved))
+        return moved
 
     def _act(self, tensor: Tensor, newborn: float) -> Tensor:
         if self._prior is not None:
