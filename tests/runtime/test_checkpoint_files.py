@@ -326,6 +326,7 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
         lambda t, d: (d["reserve"].remove("fc2.bias"), t.pop("reserve/fc2.bias")),
     ),
     "shape": ("shape", lambda t, d: t.update({"tensor/fc1.bias": torch.zeros(3)})),
+    "transposed": ("shape", lambda t, d: t.update({"tensor/fc1.weight": t["tensor/fc1.weight"].T.contiguous()})),
     "dtype": ("is to be trained", lambda t, d: t.update({"tensor/fc1.bias": t["tensor/fc1.bias"].long()})),
     "stray": ("belong to nothing", lambda t, d: t.update({"tensor/extra": torch.zeros(3)})),
     "path above": ("belong to nothing", lambda t, d: t.update({"../../../tmp/evil": torch.zeros(3)})),

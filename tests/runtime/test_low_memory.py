@@ -250,6 +250,17 @@ def test_no_memory_for_the_last_tensor_puts_the_others_back(monkeypatch: pytest.
 # -- the way back -----------------------------------------------------------------------------------------------------
 
 
+def test_an_inverse_tells_zeros_by_their_sign() -> None:
+    old = torch.tensor([-0.0, 1.0, float("nan"), 2.0, 3.0, 4.0, 5.0, 6.0])
+    new = old.clone()
+    new[0] = 0.0
+    held = Inverse.of(old, new, [None])
+    assert isinstance(held, Inverse)
+    assert held.written is not None
+    assert held.written[0].tolist() == [0], "the NaN is what it was"
+    assert torch.equal(held.rebuild(new).view(torch.int32), old.view(torch.int32))
+
+
 @given(st.data())
 def test_an_inverse_rebuilds_every_bit(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 6), min_size=0, max_size=4))

@@ -413,6 +413,9 @@ def test_moving_the_network_moves_the_reserve(data: st.DataObject) -> None:
     with net.edit() as edit:
         edit.retire("fc1", units=[2])
     net.double()
+    kept = net.reserve_of("fc1.weight")
+    assert kept is not None
+    assert kept.dtype == torch.float64
     with net.edit() as edit:
         edit.recruit("fc1", units=[2])
     assert net.fc1.weight.dtype == torch.float64

@@ -396,6 +396,17 @@ def test_a_sparse_gradient_that_changes_during_an_edit_is_noticed() -> None:
         gradients(net, 4)
 
 
+def test_a_sparse_gradient_that_is_scaled_in_place_during_an_edit_is_noticed() -> None:
+    net, _, _ = words(1)
+    gradients(net, 3)
+    gradient = net.tok.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse
+    with pytest.raises(gn.EditError, match="was changed while the edit was open"), net.edit() as edit:  # noqa: PT012
+        edit.grow("tok", 1)
+        gradient.mul_(2.0)
+
+
 def test_aged_under_sparse_adam_is_an_elementwise_step_count() -> None:
     net, _, _ = words(0)
     weight = net.tok.weight.detach().clone()
