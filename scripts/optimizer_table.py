@@ -33,6 +33,15 @@ WITHIN = 1e-10
 
 Make = Callable[[Any], Optimizer]
 
+
+def two_groups(kind: Any, parameters: Any, **options: Any) -> Optimizer:
+    """Decay and a rate of their own for every other parameter."""
+    held = list(parameters)
+    groups = [{"params": held[::2], "weight_decay": 0.1}, {"params": held[1::2], "lr": 2 * LR, "weight_decay": 0.0}]
+    made: Optimizer = kind([group for group in groups if group["params"]], LR, **options)
+    return made
+
+
 CASES: dict[str, Make] = {
     "SGD": lambda p: optim.SGD(p, LR, momentum=0.9, nesterov=True, weight_decay=0.05),
     "Adam": lambda p: optim.Adam(p, LR, amsgrad=True),
@@ -46,6 +55,19 @@ CASES: dict[str, Make] = {
     "Rprop": lambda p: optim.Rprop(p, LR),
     "ASGD": lambda p: optim.ASGD(p, LR, lambd=0.01, t0=0.0),
     "SparseAdam": lambda p: optim.SparseAdam(p, LR),
+    "SGD, foreach": lambda p: optim.SGD(p, LR, momentum=0.9, nesterov=True, weight_decay=0.05, foreach=True),
+    "Adam, foreach": lambda p: optim.Adam(p, LR, amsgrad=True, foreach=True),
+    "AdamW, foreach": lambda p: optim.AdamW(p, LR, weight_decay=0.1, foreach=True),
+    "NAdam, foreach": lambda p: optim.NAdam(p, LR, weight_decay=0.1, decoupled_weight_decay=True, foreach=True),
+    "RAdam, foreach": lambda p: optim.RAdam(p, LR, weight_decay=0.1, foreach=True),
+    "Adamax, foreach": lambda p: optim.Adamax(p, LR, foreach=True),
+    "RMSprop, foreach": lambda p: optim.RMSprop(p, LR, centered=True, momentum=0.9, foreach=True),
+    "Adagrad, foreach": lambda p: optim.Adagrad(p, LR, initial_accumulator_value=INITIAL, foreach=True),
+    "Adadelta, foreach": lambda p: optim.Adadelta(p, LR, foreach=True),
+    "Rprop, foreach": lambda p: optim.Rprop(p, LR, foreach=True),
+    "ASGD, foreach": lambda p: optim.ASGD(p, LR, lambd=0.01, t0=0.0, foreach=True),
+    "SGD, two groups": lambda p: two_groups(optim.SGD, p, momentum=0.9),
+    "AdamW, two groups": lambda p: two_groups(optim.AdamW, p, amsgrad=True),
     "SGD, fused": lambda p: optim.SGD(p, LR, momentum=0.9, fused=True),
     "Adam, fused": lambda p: optim.Adam(p, LR, amsgrad=True, fused=True),
     "AdamW, fused": lambda p: optim.AdamW(p, LR, weight_decay=0.1, fused=True),

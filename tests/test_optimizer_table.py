@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,10 +41,22 @@ def test_every_optimizer_of_torch_has_a_row(table: ModuleType, page: dict[str, A
     assert list(page) == list(table.CASES)
 
 
+ELEMENTWISE = (
+    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD",
+)  # fmt: skip
 NAMES = (
-    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD", "SparseAdam",
+    *ELEMENTWISE, "SparseAdam", *(f"{name}, foreach" for name in ELEMENTWISE), "SGD, two groups", "AdamW, two groups",
     "SGD, fused", "Adam, fused", "AdamW, fused", "Adagrad, fused", "Adafactor", "Muon", "LBFGS",
 )  # fmt: skip
+
+
+def test_every_kernel_of_torch_has_a_row(page: dict[str, Any]) -> None:
+    """A class of torch that takes `fused` or `foreach` stands in the table with it."""
+    assert set(page) == set(NAMES)
+    for name in {name.partition(",")[0] for name in page}:
+        taken = set(inspect.signature(getattr(torch.optim, name)).parameters) & {"fused", "foreach"}
+        if name not in ("Adafactor", "Muon"):  # whose updates mix units whatever the kernel
+            assert {f"{name}, {kernel}" for kernel in taken} <= set(page)
 
 
 @pytest.mark.parametrize("name", NAMES)
