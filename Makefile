@@ -42,6 +42,7 @@ format: $(DEV_READY) ## let ruff lay out and mend the source
 	$(BIN)/ruff format .
 
 bench: $(DEV_READY) ## every benchmark in benchmarks/, one after another
+	$(PIP) install --constraint constraints.txt --editable '.[study,dev,benchmark]'
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs: $(DEV_READY) ## the documentation, into site/
