@@ -187,7 +187,7 @@ class _Assembly:
     def _pure_name(self, step: Step) -> str:
         """A name for a call that needs no module."""
         if step.path in self.layerlike and step.function in _WRITERS and _UNFIT.sub("_", step.path) not in self.taken:
-            return self._fresh(step.path)
+            return self._fresh(step.path.replace(".", "_") if self._inside(step.path) else step.path)
         if step.function in _WRITERS:
             for ref in step.reads():
                 held = self.behind.get(ref.step)
@@ -220,10 +220,13 @@ class _Assembly:
 
     def _named(self, path: str) -> dict[str, Any]:
         """The name of an op whose module stands at a path, and the path where that is not the name."""
-        parents = path.split(".")[:-1]
-        inside = any(".".join(parents[: depth + 1]) in self.homes for depth in range(len(parents)))
-        name = self._fresh(path.replace(".", "_") if inside else path)
+        name = self._fresh(path.replace(".", "_") if self._inside(path) else path)
         return {"name": name} if name == path else {"name": name, "module": path}
+
+    def _inside(self, path: str) -> bool:
+        """Whether a path lies inside a layer that holds tensors."""
+        parents = path.split(".")[:-1]
+        return any(".".join(parents[: depth + 1]) in self.homes for depth in range(len(parents)))
 
     @property
     def homes(self) -> set[str]:
