@@ -195,4 +195,4 @@ def test_a_checkpoint_is_looked_at_as_it_is_now(files: tuple[Path, Path], tmp_pa
     found = call(tmp_path / "one.yaml", path)
     assert found.exit_code == 0, found.output
     assert "1 match\n    h=fc1" in found.stdout
-    assert call(tmp_path / "one.yaml", tmp_path / "absent.ckpt").exit_code == 1
+    assert call(tmp_path / "one.yaml", tmp_path / "absent.ckpt").exit_code == 2

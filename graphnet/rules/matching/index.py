@@ -112,18 +112,30 @@ class Index:
 
     @cached_property
     def _touched(self) -> Sequence[Mapping[int, tuple[bool, bool]]]:
-        found = []
-        given = {(name, port): _atoms(dims) for name, n in self.nodes.items() for port, dims in enumerate(n.outputs)}
-        for name, node in self.nodes.items():
-            writes: set[str] = set().union(*(given[name, port] for port in range(len(node.outputs))))
-            reads: set[str] = set().union(*(given[source] for source in node.inputs))
-            held = {atom for spec in node.tensors for atom in _atoms(spec.dims)}
-            found.append({
-                self.group_place[atom]: (atom in writes, atom in reads)
-                for atom in sorted(writes | reads | held)
-                if atom in self.group_place
-            })  # fmt: skip
-        return found
+        place = self.group_place
+        known: dict[int, tuple[int, ...]] = {}  # by layout: nearly all of a graph's are the same few objects
+
+        def groups(layout: Layout) -> tuple[int, ...]:
+            found = known.get(id(layout))
+            if found is None:
+                found = known[id(layout)] = tuple(place[atom] for atom in layout.atoms() if atom in place)
+            return found
+
+        nothing: Mapping[int, tuple[bool, bool]] = {}
+        given: dict[tuple[str, int], set[int]] = {}
+        table = []
+        for name, node in self.nodes.items():  # in topological order
+            writes: set[int] = set()
+            for port, dims in enumerate(node.outputs):
+                given[name, port] = {group for layout in dims for group in groups(layout)}
+                writes |= given[name, port]
+            reads: set[int] = set()
+            for source in node.inputs:
+                reads |= given[source]
+            held = {group for spec in node.tensors for layout in spec.dims for group in groups(layout)}
+            touched = sorted(writes | reads | held)
+            table.append({group: (group in writes, group in reads) for group in touched} if touched else nothing)
+        return table
 
     @cached_property
     def writers(self) -> Mapping[int, Sequence[int]]:
@@ -226,7 +238,3 @@ class Index:
                 found = [kind in types for kind in self.types]
             self._passes[types] = found
         return found
-
-
-def _atoms(dims: Sequence[Layout]) -> set[str]:
-    return {atom for layout in dims for atom in layout.atoms()}

@@ -6,8 +6,9 @@ rule which is tried at every step costs a look-up until the network changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeAlias, overload
 from weakref import ref
@@ -15,8 +16,8 @@ from weakref import ref
 from graphnet.errors import GraphnetError
 from graphnet.ir.graph import Graph, units_node
 from graphnet.rules.matching.anchored import Context, Embedding, Stop, extensions, search
-from graphnet.rules.matching.compiled import Parts, compile_parts
-from graphnet.rules.matching.index import Index, index_of
+from graphnet.rules.matching.compiled import Link, Parts, compile_parts
+from graphnet.rules.matching.index import Index, PathKey, index_of
 from graphnet.rules.matching.reasons import Miss, explain
 from graphnet.schemas.patterns import Match as PatternDocument
 
@@ -35,13 +36,19 @@ class Match:
         For each node of the pattern the name of an op or unit group.
     kinds : mapping of str to {"op", "units"}
         Which of the two it is: an op and a group may have the same name.
-    paths : mapping of str to tuple of str
-        For each path edge, as it is written, the ops between; the shortest path, of several the first in order.
     """
 
     nodes: Mapping[str, str]
     kinds: Mapping[str, Kind] = field(repr=False)
-    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _find_paths: Callable[[], Mapping[str, tuple[str, ...]]] = field(default=dict, repr=False, compare=False)
+
+    @property
+    def paths(self) -> Mapping[str, tuple[str, ...]]:
+        """For each path edge, as it is written, the ops between.
+
+        They are those of the shortest path, of several the first in order; looked for when they are asked for.
+        """
+        return self._find_paths()
 
     def __getitem__(self, name: str) -> str:
         return self.nodes[name]
@@ -136,18 +143,16 @@ class CompiledPattern:
             if node.kind != "any":
                 fixed[name] = node.kind
         shared = MappingProxyType(fixed)
-        no_paths: Mapping[str, tuple[str, ...]] = MappingProxyType({})
         called = index.names
         for each in found:
             nodes = dict(zip(names, [called[number] for number in each], strict=True))
             kinds: Mapping[str, Kind] = shared
             if len(fixed) < len(names):
                 kinds = {name: "op" if n < count else "units" for name, n in zip(names, each, strict=True)}
-            between = {
-                text: tuple(called[n] for n in index.between(path, each[link.source], each[link.target]))
-                for link, text, path in paths
-            }
-            yield Match(nodes, kinds, between or no_paths)
+            if paths:
+                yield Match(nodes, kinds, partial(_paths, paths, each, index))
+            else:
+                yield Match(nodes, kinds)
 
     def refuses(self, graph: Graph, nodes: Mapping[str, str]) -> str | None:
         """Why the pattern does not match at these nodes of a graph; None where it does.
@@ -187,6 +192,15 @@ class CompiledPattern:
             if extensions(part, self.parts, tuple(numbers), index, Context()):
                 return f"{part.text} does not hold"
         return None
+
+
+def _paths(
+    paths: Sequence[tuple[Link, str, PathKey]], found: Embedding, index: Index
+) -> Mapping[str, tuple[str, ...]]:  # fmt: skip
+    return {
+        text: tuple(index.names[n] for n in index.between(path, found[link.source], found[link.target]))
+        for link, text, path in paths
+    }
 
 
 def compile_pattern(pattern: PatternDocument | str, where: str = "pattern") -> CompiledPattern:
