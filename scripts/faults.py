@@ -94,6 +94,22 @@ _ACTION = (
         ("tests/edit/test_action.py::test_the_sum_over_a_flattened_channel_is_over_its_positions",),
     ),
     Fault(
+        "newborn_row_of_a_chunk",
+        "graphnet/edit/action.py",
+        "a newborn row that is a chunk by itself holds the last row of a large tensor",
+        "if first >= 0 and np.array_equal(mine, np.arange(first, first + len(mine))):",
+        "if np.array_equal(mine, np.arange(first, first + len(mine))):",
+        ("tests/edit/test_chunks.py",),
+    ),
+    Fault(
+        "rows_in_another_order",
+        "graphnet/edit/action.py",
+        "rows of a chunk that are permuted between its first and last are moved as if they stood in order",
+        "if first >= 0 and np.array_equal(mine, np.arange(first, first + len(mine))):",
+        "if first >= 0 and int(mine[-1]) - first + 1 == len(mine):",
+        ("tests/edit/test_chunks.py",),
+    ),
+    Fault(
         "newborns_lost_in_a_composition",
         "graphnet/edit/unit_map.py",
         "a newborn of the second map is a copy of unit 0 after composition",
@@ -1392,6 +1408,33 @@ _NETWORK = (
     ),
 )
 
+_PARALLEL = (
+    Fault(
+        "values_of_newborns_not_compared",
+        "graphnet/runtime/parallel.py",
+        "processes whose newborns start from other weights commit and drift apart",
+        '"values of newborns": _digest(*_values(plan, keep)),',
+        '"values of newborns": _digest(),',
+        ("tests/runtime/test_parallel.py::test_where_they_differ_every_process_raises_and_nothing_changes",),
+    ),
+    Fault(
+        "wrapper_of_old_parameters",
+        "graphnet/runtime/parallel.py",
+        "after an edit gradients are exchanged by a wrapper of the parameters before",
+        "if made is None or self.stale or not _same(made[0], parameters):",
+        "if made is None:",
+        ("tests/runtime/test_parallel.py::test_both_go_through_the_same_edits_as_one_process_on_the_whole_batch",),
+    ),
+    Fault(
+        "commit_not_confirmed",
+        "graphnet/runtime/parallel.py",
+        "a commit that fails on one process stands on the others",
+        "            self._exchange({})\n",
+        "            self.awaited = False\n",
+        ("tests/runtime/test_parallel.py::test_a_commit_that_fails_on_one_process_is_undone_on_the_other",),
+    ),
+)
+
 _COMPILERS = (
     Fault(
         "tie_forgotten",
@@ -1445,5 +1488,5 @@ _COMPILERS = (
 
 FAULTS: tuple[Fault, ...] = (
     *_ACTION, *_PLAN, *_STATES, *_COMPENSATION, *_INITIALISERS, *_SCORES, *_OPERATORS, *_IR, *_OPTIMIZERS, *_COMMIT,
-    *_KEPT, *_NETWORK, *_COMPILERS,
+    *_KEPT, *_NETWORK, *_PARALLEL, *_COMPILERS,
 )  # fmt: skip
