@@ -253,7 +253,7 @@ class Network(nn.Module):
             raise EditError("this optimizer is already attached")
         mine = {id(parameter) for parameter in self.parameters()}
         held = [p for group in optimizer.param_groups for p in group["params"]]
-        if not any(id(parameter) in mine for parameter in held):
+        if held and not any(id(parameter) in mine for parameter in held):  # one that an edit has emptied is right
             raise EditError("the optimizer holds no parameter of this network: build it from net.parameters()")
         for attached in self._attached.values():
             if any(attached.holds(parameter) for parameter in held if id(parameter) in mine):

@@ -47,6 +47,7 @@ from graphnet.testing.laws import (
     check_valid,
 )
 from graphnet.testing.machine import SurgeryMachine
+from graphnet.testing.neurons import check_neurons, neurons
 from graphnet.testing.oracles import check_drop, check_permute, check_rules_twice
 from graphnet.testing.programs import check_colours, check_naturality, programs
 from graphnet.testing.scripts import LawError
@@ -108,6 +109,7 @@ __all__ = [
     "check_lowering",
     "check_masked",
     "check_naturality",
+    "check_neurons",
     "check_next_update",
     "check_permutation",
     "check_permute",
@@ -130,6 +132,7 @@ __all__ = [
     "layouts",
     "mlps",
     "multi_nets",
+    "neurons",
     "optimizers",
     "probe_batch",
     "programs",

@@ -160,6 +160,7 @@ def _another_law(draw: st.DrawFn, story: Story, optimizer: str, still: bool) -> 
         "permute oracle": lambda group: f"check_permute(net, {group!r})" if graph.groups[group].size > 1 else None,
         "drop oracle": lambda group: _drop(draw, graph, group),
         "rules twice": lambda group: "check_rules_twice(net.graph)",
+        "neurons": lambda group: "check_neurons(net)",
     }
     if not still:
         laws |= {

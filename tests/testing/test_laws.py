@@ -86,6 +86,28 @@ def nudge(edit: gn.Edit, claim: Any = "none", name: str = "fc2.weight", by: floa
     edit.apply(write_all, name, value, claim)
 
 
+def test_an_optimizer_that_an_edit_has_emptied_is_copied_with_its_network() -> None:
+    """Muon takes matrices only; with the last of them it holds nothing, and the network goes on."""
+    graph = gn.load({
+        "inputs": {"x": {"shape": [4, 6, 6]}},
+        "ops": [
+            {"name": "lin", "op": "linear", "inputs": ["x"], "out": 6},
+            {"name": "act", "op": "gelu", "inputs": ["lin"]},
+            {"name": "conv", "op": "conv2d", "inputs": ["act"], "out": 2, "kernel": 1},
+        ],
+        "outputs": ["conv"],
+    })  # fmt: skip
+    net = trained(graph, "Muon")
+    with net.edit() as edit:
+        edit.remove("lin")
+    muon, rest = net.attached
+    assert [group["params"] for group in muon.param_groups] == [[]]
+    twin = twin_of(net)
+    train(twin, twin.attached, 1)
+    assert check_edit(net, lambda edit: edit.kernel("conv", 3))
+    assert len(rest.param_groups[0]["params"]) == 2
+
+
 def test_a_unit_that_left_and_came_back_in_one_edit_has_not_stayed() -> None:
     """It lost its gradient and its optimizer state, as one does that sleeps; its neighbours lose nothing."""
 
