@@ -301,16 +301,21 @@ def _show_policy(policy: Policy) -> None:
         where = ""
         if rule.match is not None:
             where = str(rule.match).replace("; ", "\n")
+        if rule.at_most is not None:
+            where += f"\nat most {rule.at_most}"
         steps = "\n".join(_brief(step, "do") for step in rule.steps)
+        schedule = _brief(rule.schedule) + (f"\npriority {rule.priority}" if rule.priority else "")
         table.add_row(
-            Text(rule.name), Text(where), Text(_brief(rule.when)), Text(_brief(rule.schedule)), Text(steps),
-            rule.preserves or "",
+            Text(rule.name), Text(where), Text(_brief(rule.when)), Text(schedule), Text(steps), rule.preserves or "",
         )  # fmt: skip
     console = _console()
     console.print(table)
-    budgets = _brief(policy.budgets, "") if getattr(policy, "budgets", None) is not None else ""
+    budgets = _brief(policy.budgets, "")
     if budgets:
         console.print(Text(f"budgets: {budgets}"))
+    limits = _brief(policy, "", but=("kind", "schema_version", "name", "description", "rules", "budgets"))
+    if limits:
+        console.print(Text(f"limits: {limits}"))
 
 
 def _finding(finding: Finding, shown: int) -> Text:
@@ -331,17 +336,27 @@ def _finding(finding: Finding, shown: int) -> Text:
     return text
 
 
-def _brief(value: Any, head: str = "kind") -> str:
-    """A model in one line: its kind, then what differs from the defaults."""
-    data = value.model_dump(mode="json", exclude_defaults=True, by_alias=True)
-    parts = [f"{key} {_plain(item)}" for key, item in data.items() if key != head]
+def _brief(value: Any, head: str = "kind", but: Sequence[str] = ()) -> str:
+    """A model in one line: its kind, then what differs from the defaults, in the order of the model."""
+    fields = type(value).model_fields
+    given = {key: getattr(value, key) for key in fields if key != head and key not in but}
+    parts = [
+        f"{key} {_plain(item)}"
+        for key, item in given.items()
+        if item != fields[key].get_default(call_default_factory=True)
+    ]
     return " ".join(filter(None, [str(getattr(value, head, "")) if head else "", ", ".join(parts)]))
 
 
 def _plain(value: Any) -> str:
+    from graphnet.schemas.models import Frozen
+
+    if isinstance(value, Frozen):
+        written = value.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+        return f"({_brief(value)})" if isinstance(written, Mapping) else _plain(written)
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) + ")"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_plain, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

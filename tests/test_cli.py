@@ -148,6 +148,15 @@ def test_show_a_policy_and_an_experiment(tmp_path: Path) -> None:
     assert rules.exit_code == 0, rules.output
     for words in ("grow_hidden", "parity", "every", "count 8"):
         assert words in rules.stdout
+    both = {"kind": "all", "of": [{"kind": "plateau", "metric": "loss", "window": 9},
+            {"kind": "not", "of": {"kind": "since", "event": "task", "below": {"kind": "linear", "start": 9, "end": 1,
+             "steps": 5}}}]}  # fmt: skip
+    rule = {**POLICY["rules"][0], "when": both, "priority": 2, "at_most": 1}
+    full = {**POLICY, "rules": [rule], "hysteresis": 30, "immunity": 20, "max_growth": 0.5, "seed": 7}
+    shown = call("show", document(tmp_path, full)).stdout
+    for part in ("(plateau", "(not", "(since", "(linear", "priority 2", "at most 1"):
+        assert part in shown
+    assert "limits: immunity 20, hysteresis 30, max_growth 0.5, seed 7\n" in shown
     cells = call("show", document(tmp_path, STUDY))
     assert cells.exit_code == 0, cells.output
     assert "2 cells on digits" in cells.stdout
