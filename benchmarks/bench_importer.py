@@ -13,7 +13,8 @@ tensor that is left must be a block of the original one, and the network must gi
 other units zero, layer norms taking their statistics over the units that are left. `kept` is the share of parameters
 that is left: about a quarter where every width was halved.
 
-Torch-Pruning comes with the extra `benchmark`: `pip install 'graphnet-engine[benchmark]'`; it needs torch and numpy alone.
+Torch-Pruning comes with the extra `benchmark` (`pip install 'graphnet-engine[benchmark]'`); it needs torch and numpy
+alone.
 """
 
 from __future__ import annotations
