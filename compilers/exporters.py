@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from graphnet.errors import GraphError
 from graphnet.ir.graph import Graph
@@ -125,29 +126,35 @@ def dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
 
 
 def to_export(
-    program: fx.GraphModule, example: Sequence[Tensor], shapes: Sequence[Mapping[int, Any]] | None = None
+    program: fx.GraphModule,
+    example: Sequence[Any],
+    shapes: Sequence[Mapping[int, Any]] | Mapping[str, Any] | None = None,
+    named: Mapping[str, Any] | None = None,
 ) -> torch.export.ExportedProgram:
     """Export a lowered network, in evaluation mode, with ``torch.export``.
 
     Parameters
     ----------
-    example : sequence of Tensor
+    example : sequence
         Inputs; batch at least 2, since 1 is taken for a constant.
-    shapes : sequence of mapping, optional
+    shapes : sequence of mapping, or mapping by name, optional
         Dynamic dimensions of each input (:func:`dynamic_shapes`).
+    named : mapping, optional
+        Further inputs by name.
 
     Raises
     ------
     GraphError
         torch cannot export it, or the program gives other values.
     """
-    module = plain_module(program)
+    module, given = plain_module(program), dict(named or {})
+    dynamic = dict(shapes) if isinstance(shapes, Mapping) else _shapes(shapes)
     try:
-        exported = torch.export.export(module, tuple(example), dynamic_shapes=_shapes(shapes), strict=False)
+        exported = torch.export.export(module, tuple(example), given, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch raises many kinds
         raise GraphError(f"torch.export cannot export the network: {type(error).__name__}: {error}") from error
     with torch.no_grad():
-        _compare("torch.export", module(*example), exported.module()(*example), 1e-6)
+        _compare("torch.export", module(*example, **given), exported.module()(*example, **given), 1e-6)
     return exported
 
 
@@ -211,7 +218,7 @@ def _shapes(shapes: Sequence[Mapping[int, Any]] | None) -> Any:
 
 
 def _compare(what: str, expected: Any, found: Any, tolerance: float) -> None:
-    one, two = (out if isinstance(out, tuple | list) else (out,) for out in (expected, found))
+    one, two = ([leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)] for out in (expected, found))
     if len(one) != len(two):
         raise GraphError(f"{what} gives {len(two)} outputs, the network {len(one)}")
     for a, b in zip(one, two, strict=True):

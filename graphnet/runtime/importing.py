@@ -8,13 +8,15 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from graphnet.compilers.exporters import portable
+from graphnet.compilers.exporters import dynamic_shapes, example_inputs, portable, to_export, to_onnx
 from graphnet.compilers.importer import import_model
 from graphnet.compilers.importer.assemble import Assembled
 from graphnet.compilers.importer.conditions import Condition
@@ -146,6 +148,46 @@ class ImportedNetwork(Network):
             plain, calling.signature, calling.spec, calling.leaves, calling.outputs, calling.out_spec,
             [op.full_shape for op in self.graph.inputs], calling.conditions,
         )  # fmt: skip
+
+    def to_export(self, example: Sequence[Tensor] | None = None) -> torch.export.ExportedProgram:
+        """The current version, in evaluation mode, as a ``torch.export`` program that is called as the model was.
+
+        ``example`` holds the tensors of a call in order; without it, those that the model was imported with.
+        """
+        calling, given = self._calling, iter(self._given(example))
+        inputs = [op.full_shape for op in self.graph.inputs]
+        dims = iter([{at: Dim.DYNAMIC for at, entry in enumerate(shape) if isinstance(entry, str)} for shape in inputs])
+        values = [next(given) if leaf is None else leaf[0] for leaf in calling.leaves]
+        args, kwargs = pytree.tree_unflatten(values, calling.spec)
+        shapes = pytree.tree_unflatten([next(dims) if leaf is None else None for leaf in calling.leaves], calling.spec)
+        plain = self.to_torch()
+        named = inspect.signature(plain.forward).bind(*shapes[0], **shapes[1]).arguments
+        return to_export(plain, args, named, kwargs)
+
+    def to_onnx(self, path: str | Path, example: Sequence[Tensor] | None = None) -> Path:
+        """Write the current version, in evaluation mode, as ONNX; inputs and outputs are flat, in the model's order.
+
+        ``example`` holds the tensors of a call in order; without it, those that the model was imported with. The file
+        is run with onnxruntime, on two batch sizes, before it is put in place.
+        """
+        given = self._given(example)
+        others = [tuple(torch.cat([x, x[:1]]) if "batch" in op.full_shape[:1] else x
+                        for x, op in zip(given, self.graph.inputs, strict=True))]  # fmt: skip
+        program = portable(super().to_torch())
+        return to_onnx(program, path, given, dynamic_shapes(self.graph), others=others)
+
+    def _given(self, example: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """An example whose dynamic dimensions are at least 2: torch.export takes 1 for a constant."""
+        found = tuple(self._example or example_inputs(self.graph)) if example is None else tuple(example)
+        if len(found) != len(self.graph.inputs):
+            raise ImportModelError(f"the model is called with {len(self.graph.inputs)} tensors, not {len(found)}")
+        for op in self.graph.inputs:
+            at = self.graph.inputs.index(op)
+            for dim, entry in enumerate(op.full_shape):
+                value = found[at]
+                if isinstance(entry, str) and value.dim() > dim and value.shape[dim] == 1:
+                    found = (*found[:at], value.repeat_interleave(2, dim), *found[at + 1 :])
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
