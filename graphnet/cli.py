@@ -324,6 +324,7 @@ def _finding(finding: Finding, shown: int) -> Text:
     if finding.named:
         lines.append((f"  names {', '.join(finding.named)}", ""))
     lines += [(f"  problem: {problem}", "red") for problem in finding.problems]
+    lines += [(f"  note: {note}", "yellow") for note in finding.notes]
     if finding.matches:
         more = f", the first {shown}" if len(finding.matches) > shown else ""
         lines.append((f"  {len(finding.matches)} match{'es' if len(finding.matches) > 1 else ''}{more}", "green"))

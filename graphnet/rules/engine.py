@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -23,7 +24,7 @@ from graphnet.rules.steps import STEPS, Moment, Runner
 from graphnet.runtime.network import Network
 from graphnet.schemas.policy import Reset, Rule
 
-__all__ = ["CompiledRule", "Draft", "Waiting", "performed"]
+__all__ = ["CompiledRule", "Draft", "Waiting", "performed", "troubles"]
 
 _SHOWN = 3  # reasons of one kind in one message
 
@@ -239,6 +240,26 @@ class CompiledRule:
             mixed = (*mixed, "policy", policy_seed, net.history.versions[0].seed, net.version)
         digest = hashlib.blake2b(repr(mixed).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
+
+
+def troubles(rule: Rule) -> list[str]:
+    """Everything in a rule that this version cannot execute; :class:`CompiledRule` raises the first."""
+    where = f"rule {rule.name!r}"
+    parts: list[Callable[[], object]] = [
+        lambda: compile_match(rule.match, where),
+        lambda: compile_guard(rule.when),
+        lambda: SCHEDULES.compile(rule.schedule, where),
+    ]
+    for i, step in enumerate(rule.steps):
+        place = f"{where}, step {i + 1} ({step.do})"
+        parts.append(partial(STEPS.compile, step, place, place))
+    found = []
+    for part in parts:
+        try:
+            part()
+        except GraphnetError as error:
+            found.append(str(error))
+    return found
 
 
 def reason_of(places: Sequence[Place], changes: Sequence[Change]) -> str:

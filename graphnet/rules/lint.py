@@ -7,24 +7,26 @@ its nodes stand one by one, and where it would match with one of its conditions 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphnet.errors import EditError, GraphnetError, SchemaError
 from graphnet.ir.graph import Graph
-from graphnet.rules.engine import CompiledRule
+from graphnet.rules.engine import troubles
 from graphnet.rules.matching import CompiledPattern, Context, Matches
 from graphnet.rules.matching.attributes import near
 from graphnet.rules.matching.compiled import NodeTest
 from graphnet.rules.matching.index import Index, index_of
 from graphnet.rules.matching.reasons import nearest, shown_value
 from graphnet.rules.patterns import groups_named
+from graphnet.schemas.guards import Event, Since
 from graphnet.schemas.models import Frozen
 from graphnet.schemas.parsing import parse
 from graphnet.schemas.patterns import EdgePattern, Match
 from graphnet.schemas.policy import Policy, Rule
 from graphnet.schemas.predicate_text import predicate_text
 from graphnet.schemas.structure import DataEdge
+from graphnet.schemas.timing import RESERVED_EVENTS, On
 
 __all__ = ["Finding", "NearMiss", "NodeFinding", "lint"]
 
@@ -105,6 +107,8 @@ class Finding:
         Where nothing matches, each node of the pattern by itself.
     near : tuple of NearMiss
         Where nothing matches, the parts that alone stand against a match.
+    notes : tuple of str
+        What may be meant so: events that no rule makes.
     """
 
     rule: str
@@ -114,6 +118,7 @@ class Finding:
     named: tuple[str, ...] = ()
     nodes: tuple[NodeFinding, ...] = ()
     near: tuple[NearMiss, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -145,16 +150,13 @@ def lint(policy: Policy | Iterable[Rule], graph: Graph) -> list[Finding]:
     without size>=64 it would match at 2 places: h=fc1 (size is 32); h=fc2 (size is 16)
     """
     rules = policy.rules if isinstance(policy, Policy) else tuple(policy)
-    return [_look(rule, graph) for rule in rules]
+    names = [rule.name for rule in rules]
+    return [replace(_look(rule, graph), notes=tuple(_events(rule, names))) for rule in rules]
 
 
 def _look(rule: Rule, graph: Graph) -> Finding:
     where = f"rule {rule.name!r}"
-    problems: list[str] = []
-    try:
-        CompiledRule(rule)
-    except GraphnetError as error:
-        problems.append(str(error))
+    problems = troubles(rule)
     named, unknown = _names(rule, graph)
     problems += unknown
     if rule.match is None:
@@ -212,6 +214,19 @@ def _names(rule: Rule, graph: Graph) -> tuple[tuple[str, ...], list[str]]:
         except GraphnetError as error:
             problems[f"{where}: {error}"] = None
     return tuple(found), list(problems)
+
+
+def _events(rule: Rule, names: Sequence[str]) -> Iterator[str]:
+    """Events that the rule waits for and that only the loop can report: a rule's name may have been meant."""
+    known = (*RESERVED_EVENTS, *names)
+    wanted = [("schedule", rule.schedule.event)] if isinstance(rule.schedule, On) else []
+    wanted += [(f"guard {guard.kind}", guard.event) for guard in _guards(rule.when) if isinstance(guard, Event | Since)]
+    for where, event in wanted:
+        if event not in known:
+            yield (
+                f"{where}: the event {event!r} is no rule's name, so it comes from policy.step(..., events=[{event!r}])"
+                f"{near(event, known)}"
+            )
 
 
 def _each_name(value: Any) -> list[str]:

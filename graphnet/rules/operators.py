@@ -128,10 +128,13 @@ class OperatorRunner(_Structural):
 
     def __init__(self, step: Operator, where: str) -> None:
         self.step = step
-        try:
-            self.function = OPERATORS.get(step.name)
-        except EditError as error:
-            raise GraphnetError(f"{where}: {error}. Register it with gn.rules.operator({step.name!r})") from error
+        if step.name not in OPERATORS:
+            close = get_close_matches(step.name, OPERATORS, n=2)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise GraphnetError(
+                f"{where}: no operator is registered as {step.name!r} (with gn.rules.operator({step.name!r})){hint}"
+            )
+        self.function = OPERATORS.get(step.name)
         parameters = inspect.signature(self.function).parameters
         self.parameters = set(parameters)
         further = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())

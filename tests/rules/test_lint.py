@@ -127,6 +127,33 @@ def test_a_wrong_pattern_is_a_problem_and_the_rest_is_looked_at(graph: Graph) ->
     assert len(two.matches) == 2
 
 
+def test_every_part_of_a_rule_that_cannot_be_done_is_told(graph: Graph) -> None:
+    wrong = gn.Rule(
+        name="w", match="units h[sizze>3]",
+        steps=[{"do": "grow", "units": "h", "count": 1, "init": "gradmaxx"},
+               {"do": "operator", "name": "zzz", "on": "h"}, {"do": "insert", "name": "n", "op": "reluu", "inputs": ["h"]}],
+    )  # fmt: skip
+    (found,) = lint([wrong], graph)
+    assert len(found.problems) == 4
+    for part in ("did you mean 'size'?", "step 1 (grow): there is no initialiser 'gradmaxx'; did you mean 'gradmax'?",
+                 "step 2 (operator): no operator is registered as 'zzz' (with gn.rules.operator('zzz'))",
+                 "step 3 (insert): there is no op 'reluu'; did you mean 'relu'?"):  # fmt: skip
+        assert any(part in problem for problem in found.problems), (part, found.problems)
+
+
+def test_an_event_that_no_rule_makes_is_noted_and_is_no_problem(graph: Graph) -> None:
+    grow = [{"do": "grow", "units": "fc1", "count": 1}]
+    when = {"kind": "any", "of": [{"kind": "since", "event": "task", "above": 1}, {"kind": "event", "event": "bell"}]}
+    rules = [gn.Rule(name="widen", steps=grow, when=when), gn.Rule(name="b", steps=grow, schedule={"kind": "on",
+             "event": "widne"}), gn.Rule(name="c", steps=grow, schedule={"kind": "on", "event": "widen"})]  # fmt: skip
+    first, second, third = lint(rules, graph)
+    assert (first.problems, second.problems, third.problems, third.notes) == ((), (), (), ())
+    assert first.notes == (
+        "guard event: the event 'bell' is no rule's name, so it comes from policy.step(..., events=['bell'])",
+    )
+    assert second.notes[0].endswith("events=['widne']); did you mean 'widen'?")
+
+
 def test_nothing_is_changed(graph: Graph) -> None:
     before = graph.to_document()
     lint([rule("units h[size>=100]"), rule("a:relu -> b:conv2d", "s")], graph)

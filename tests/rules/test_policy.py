@@ -290,6 +290,33 @@ def test_flops_of_open_inputs_need_a_batch() -> None:
     assert load_policy(data).step(net, step=0, batch=(tokens, tokens))[0].applied
 
 
+STRUCTURAL: dict[str, Any] = {
+    "rules": [
+        {"name": "branch", "match": "src:relu -> dst:conv2d[kernel>=3]; not src -> add", "at_most": 1, "steps": [
+            {"do": "insert", "name": "branch", "op": "conv2d", "inputs": ["src"], "like": "src", "init": "zeros"},
+            {"do": "insert", "name": "sum", "op": "add", "inputs": ["src", "branch"]},
+            {"do": "redirect", "edge": "src -> dst", "to": "sum"}],
+         "schedule": {"kind": "every", "steps": 3, "start": 1, "max_fires": 2}, "preserves": "function"},
+        {"name": "deepen", "match": "a:relu -> b:linear", "steps": [{"do": "deepen", "after": "a"}],
+         "schedule": {"kind": "on", "event": "branch", "delay": 1}},
+        {"name": "separate", "match": "c:conv2d[kernel>=3, groups=1, depthwise!=true] -> relu", "at_most": 1,
+         "steps": [{"do": "replace", "node": "c", "by": "separable", "attrs": {"rank": 1}}],
+         "schedule": {"kind": "at", "steps": [5]}, "priority": 1},
+        {"name": "swish", "match": "a:relu", "steps": [{"do": "replace", "node": "a", "by": "silu"}],
+         "schedule": {"kind": "at", "steps": [8]}},
+        {"name": "widen", "match": "units h[role=hidden] ~[writes]~> a:conv2d",
+         "steps": [{"do": "grow", "units": "h", "count": 1, "init": "kaiming"},
+                   {"do": "reset", "units": "h", "lowest": 1, "score": "random"}],
+         "schedule": {"kind": "every", "steps": 2}},
+    ],
+    "budgets": {"params": 3500}, "hysteresis": 2, "immunity": 3,
+}  # fmt: skip
+
+
+def conv_network() -> gn.Network:
+    return gn.Network(gn.convnet((3, 6, 6), channels=[4, 4, 4], hidden=[6], classes=2, pool=None), seed=0)
+
+
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -298,6 +325,15 @@ net, policy = t.network(), t.load_policy(t.MIXED)
 found = t.train(net, policy, range(20))
 weights = {k: v.tolist() for k, v in net.state_dict().items()}
 print(json.dumps([[o.record() for o in found], net.history.latest.record()["units"], weights, policy.state_dict()]))
+for document, make in ((t.MIXED, t.network), (t.STRUCTURAL, t.conv_network)):
+    for _ in range(2):
+        net, policy = make(), t.load_policy(document)
+        net.attach(t.torch.optim.Adam(net.parameters()))
+        planned = [o.record() for o in policy.dry_run(net, range(12))]
+        found = [o.record() for step in range(12) for o in policy.step(net, step=step)]
+        events = [each for each in found if each["status"] in ("applied", "rejected")]
+        weights = {k: v.tolist() for k, v in net.state_dict().items()}
+        print(json.dumps([planned, events, net.graph.to_document(), weights]))
 """
 
 
@@ -308,9 +344,20 @@ def test_the_same_seed_gives_the_same_run_whatever_the_hash_seed() -> None:
         command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
         runs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert runs[0] == runs[1]
-    applied = [o for o in json.loads(runs[0])[0] if o["status"] == "applied"]
+    first, *further = runs[0].splitlines()
+    applied = [o for o in json.loads(first)[0] if o["status"] == "applied"]
     assert len(applied) > 5
+    units, units_again, structure, structure_again = further
+    assert units == units_again
+    assert structure == structure_again
+    for each in (units, structure):
+        planned, events, *_ = json.loads(each)
+        assert planned == events
+    assert any(event["status"] == "rejected" for event in json.loads(structure)[1])
+    assert {e["rule"] for e in json.loads(structure)[1] if e["status"] == "applied"} == {
+        "branch", "deepen", "separate", "swish", "widen",
+    }  # fmt: skip
     other = load_policy({**MIXED, "seed": 4})
     net = network()
     train(net, other, range(20))
-    assert {k: v.tolist() for k, v in net.state_dict().items()} != json.loads(runs[0])[2]
+    assert {k: v.tolist() for k, v in net.state_dict().items()} != json.loads(first)[2]
