@@ -131,7 +131,8 @@ def test_every_part_of_a_rule_that_cannot_be_done_is_told(graph: Graph) -> None:
     wrong = gn.Rule(
         name="w", match="units h[sizze>3]",
         steps=[{"do": "grow", "units": "h", "count": 1, "init": "gradmaxx"},
-               {"do": "operator", "name": "zzz", "on": "h"}, {"do": "insert", "name": "n", "op": "reluu", "inputs": ["h"]}],
+               {"do": "operator", "name": "zzz", "on": "h"},
+               {"do": "insert", "name": "n", "op": "reluu", "inputs": ["h"]}],
     )  # fmt: skip
     (found,) = lint([wrong], graph)
     assert len(found.problems) == 4
