@@ -94,11 +94,10 @@ class Counts:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Counts:
         """The inverse of :meth:`as_data`."""
-        tables = {
-            name: Counter({tuple(key) if isinstance(key, list) else key: count for key, count in data[name]})
-            for name in cls._names()
-        }
-        return cls(**tables)
+        found = cls()
+        for name, counter in zip(cls._names(), found._counters(), strict=True):
+            counter.update({tuple(key) if isinstance(key, list) else key: count for key, count in data[name]})
+        return found
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:

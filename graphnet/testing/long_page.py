@@ -65,8 +65,8 @@ def page(run: LongRun) -> str:
         "# The long run of the laws",
         "Written by `python -m graphnet.testing.long --page docs/long-run.md`: random networks and optimizers, edits "
         f"in sequences of up to {run.length} on one network with training in between, and after every edit the "
-        "[laws](laws.md#the-laws). One law that held on one edit or one network is one check, however many tensors it "
-        "compares.",
+        "[laws](testing.md#the-laws). One law that held on one edit or one network is one check, however many tensors "
+        "it compares.",
         f"**{counts.checks:,} checks, {run.failed or 'no'} violation{'s' if run.failed > 1 else ''}**, in "
         f"{run.seconds / 60:,.0f} minutes on {run.workers} processes (seed {run.seed}, torch "
         f"{torch.__version__.partition('+')[0]}, Python {platform.python_version()}, float64).",
