@@ -23,7 +23,7 @@ __all__ = ["gather", "move", "reduce_units", "select", "write_block"]
 _Step: TypeAlias = "tuple[int, int, int, IndexArray]"
 """A dimension, what stands before and after its units, and the old position of each new one."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 """Bytes that are moved at a time where several dimensions move."""
 
 
@@ -159,28 +159,54 @@ def _index(positions: IndexArray, like: Tensor) -> Tensor:
 
 def select(tensor: Tensor, index: Sequence[IndexArray | None]) -> Tensor:
     """The block of a tensor at positions of each dimension (None: all of it)."""
-    for dim, positions in enumerate(index):
-        if positions is not None:
-            tensor = tensor.index_select(dim, _index(positions, tensor))
+    given = _given(tensor, index)
+    if len(given) > 1:
+        shape = list(tensor.shape)
+        for dim, positions in given:
+            shape[dim] = len(positions)
+        if prod(shape) * tensor.element_size() > _CHUNK:
+            return _selected_in_chunks(tensor, given, shape)
+    for dim, positions in given:
+        tensor = tensor.index_select(dim, _index(positions, tensor))
     return tensor
+
+
+def _selected_in_chunks(tensor: Tensor, given: Sequence[tuple[int, IndexArray]], shape: Sequence[int]) -> Tensor:
+    block = tensor.new_empty(shape)
+    last, rows = given[-1]
+    count = max(1, _CHUNK * tensor.shape[last] // (tensor.numel() * tensor.element_size()))
+    for start in range(0, len(rows), count):
+        mine = rows[start : start + count]
+        part = tensor.index_select(last, _index(mine, tensor))
+        for dim, positions in given[:-1]:
+            part = part.index_select(dim, _index(positions, tensor))
+        block.narrow(last, start, len(mine)).copy_(part)
+    return block
+
+
+def _given(tensor: Tensor, index: Sequence[IndexArray | None]) -> list[tuple[int, IndexArray]]:
+    """The dimensions that are not taken whole, the one that leaves least first: it bounds what is copied on the way."""
+    given = [(dim, positions) for dim, positions in enumerate(index) if positions is not None]
+    return sorted(given, key=lambda one: len(one[1]) / max(1, tensor.shape[one[0]]))
 
 
 def write_block(tensor: Tensor, index: Sequence[IndexArray | None], value: Tensor) -> None:
     """Overwrite the block at positions of each dimension (None: all of it), in place."""
-    given = [dim for dim, positions in enumerate(index) if positions is not None]
+    given = _given(tensor, index)
     if not given:
         tensor.copy_(value)
         return
-    first = given[0]
-    positions = index[first]
-    assert positions is not None
-    rows = _index(positions, tensor)
+    first, positions = given[0]
     if len(given) == 1:
-        tensor.index_copy_(first, rows, value.to(tensor.dtype))
+        tensor.index_copy_(first, _index(positions, tensor), value.to(tensor.dtype))
         return
-    inner = tensor.index_select(first, rows)
-    write_block(inner, [None if dim == first else at for dim, at in enumerate(index)], value)
-    tensor.index_copy_(first, rows, inner)
+    inside = [None if dim == first else at for dim, at in enumerate(index)]
+    count = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel() * tensor.element_size()))
+    for start in range(0, len(positions), count):
+        rows = _index(positions[start : start + count], tensor)
+        inner = tensor.index_select(first, rows)
+        write_block(inner, inside, value.narrow(first, start, len(rows)))
+        tensor.index_copy_(first, rows, inner)
 
 
 def reduce_units(tensor: Tensor, dim: int, layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphnet.edit import action
-from graphnet.edit.action import gather, move
+from graphnet.edit.action import gather, move, select, write_block
 from graphnet.ir.layout import IndexArray, atom, const, times
 
 
@@ -72,3 +72,23 @@ def test_chunks_of_products_change_no_bit(data: st.DataObject) -> None:
     tensor = torch.arange(float(sizes["r"] * sizes["c"] * 4)).reshape(sizes["r"], -1)
     flat = [layout.index(sources, sizes) for layout in (rows, columns)]
     assert torch.equal(move(tensor, (rows, columns), sources, sizes, newborn=2.0), taken(tensor, flat, 2.0))
+
+
+def draw_positions(data: st.DataObject, size: int) -> IndexArray:
+    return np.array(data.draw(st.permutations(range(size)))[: data.draw(st.integers(0, size))], dtype=np.int64)
+
+
+@given(st.data())
+def test_blocks_are_read_and_written_in_chunks(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    tensor = torch.arange(float(np.prod(shape))).reshape(shape)
+    if len(shape) == 4 and data.draw(st.booleans()):
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    index = [None if data.draw(st.booleans()) else draw_positions(data, n) for n in shape]
+    grid = np.ix_(*[np.arange(n) if at is None else at for n, at in zip(shape, index, strict=True)])
+    block = select(tensor, index)
+    assert np.array_equal(block.numpy(), tensor.numpy()[grid])
+    expected = tensor.numpy().copy()
+    expected[grid] = -block.numpy()
+    write_block(tensor, index, -block)
+    assert np.array_equal(tensor.numpy(), expected)
