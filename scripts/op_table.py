@@ -94,8 +94,7 @@ whose size cannot change; with the reason that errors give, and what that means 
 | FLOPs | whether they are counted; as in torch's counter, matrix products, convolutions and attention are, and \
 nothing else |
 
-An op of your own is one class with `graphnet.ir.ops.register`: its fields are the attributes, and `infer` states the
-layout rule.
+An op of your own is one class: [Adding an op](adding-an-op.md).
 """
 
 

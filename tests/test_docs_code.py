@@ -25,7 +25,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
     torch.manual_seed(0)
     scope: dict[str, object] = {"__name__": "__main__"}
     for number, code in enumerate(blocks(page), start=1):
-        exec(compile(code, f"{page.name}, block {number}", "exec"), scope)
+        exec(compile(code, f"{page.name}, block {number}", "exec", dont_inherit=True), scope)
 
 
 def test_the_readme_has_code_to_run() -> None:

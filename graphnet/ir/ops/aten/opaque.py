@@ -38,4 +38,6 @@ class Recurrent(Opaque):
     op: Literal["recurrent"] = "recurrent"  # type: ignore[assignment]
     reason: str = "the gates of a recurrent layer lie in one weight, in an order of torch's own"
 
-    targets: ClassVar[tuple[str, ...]] = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
+    targets: ClassVar[tuple[str, ...]] = (
+        "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    )  # fmt: skip
