@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Self, Union
 
-from pydantic import Field, SerializeAsAny, TypeAdapter, create_model
+from pydantic import Field, SerializeAsAny, TypeAdapter, create_model, model_validator
 
 from graphnet.ir.ops import OPS, Op
 from graphnet.ir.ops.io import DimensionName, InputType
@@ -41,10 +41,17 @@ class Architecture(Document):
 
     kind: Literal["architecture"] = "architecture"
     inputs: dict[str, InputEntry] = Field(min_length=1)
-    ops: tuple[SerializeAsAny[Op], ...] = Field(min_length=1)
+    ops: tuple[SerializeAsAny[Op], ...]
     outputs: tuple[str, ...] = ()
     graph_version: int = Field(default=0, ge=0)
     groups: dict[str, GroupState] | None = None
+
+    @model_validator(mode="after")
+    def _ops_or_outputs(self) -> Self:
+        """An edit may take the last op away; by hand an empty list is a mistake more often than not."""
+        if not self.ops and not self.outputs:
+            raise ValueError("there are no ops: give at least one, or say with outputs which inputs are returned")
+        return self
 
 
 @cache
@@ -53,7 +60,7 @@ def _model(registered: tuple[str, ...]) -> type[Architecture]:
     union = Annotated[Union[classes], Field(discriminator="op")]  # type: ignore[valid-type]  # noqa: UP007
     return create_model(
         "Architecture", __base__=Architecture, __doc__=Architecture.__doc__,
-        ops=(tuple[union, ...], Field(min_length=1)),
+        ops=(tuple[union, ...], ...),
     )  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import graphnet as gn
 from graphnet.errors import GraphError, SchemaError
 from graphnet.ir.builders import convnet, mlp, resnet, transformer
 from graphnet.ir.document import load
@@ -64,7 +66,7 @@ def test_inputs_and_outputs_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"ops": []}, SchemaError, "ops"),
+        ({"ops": []}, GraphError, "'head', which does not exist"),
         ({"kind": "policy"}, SchemaError, "kind"),
         ({"schema_version": 9}, SchemaError, "schema_version"),
         ({"colour": 1}, SchemaError, "colour"),
@@ -85,3 +87,24 @@ def test_inputs_and_outputs_may_be_left_out() -> None:
 def test_a_wrong_document_says_where(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         load(mlp([4, 3, 2]).to_document() | change)
+
+
+def test_a_network_whose_last_op_was_removed_is_written_and_read(tmp_path: Path) -> None:
+    net = gn.Network(gn.load({
+        "kind": "architecture", "schema_version": 1, "name": "short", "inputs": {"x": {"shape": [3]}},
+        "ops": [{"name": "act", "op": "relu"}],
+    }))  # fmt: skip
+    with net.edit() as edit:
+        edit.remove("act")
+    document = net.graph.to_document()
+    assert document["ops"] == []
+    assert gn.load(document).to_document() == document
+    x = torch.randn(2, 3)
+    assert torch.equal(gn.load_network(net.save(tmp_path / "short.gn"))(x), x)
+
+
+def test_a_document_without_ops_must_name_its_outputs() -> None:
+    with pytest.raises(gn.SchemaError, match="there are no ops: give at least one"):
+        gn.load(
+            {"kind": "architecture", "schema_version": 1, "name": "none", "inputs": {"x": {"shape": [3]}}, "ops": []}
+        )
