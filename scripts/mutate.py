@@ -58,8 +58,12 @@ HEAD = """\
 # Mutation testing
 
 Tests that pass say little unless they can fail. `make mutate` breaks the code that edits networks in named ways, one
-at a time, in copies of the committed tree, and runs the default tests (`make test`) on each: every fault must make a
-test fail.
+at a time, in copies of the committed tree. On each it runs the tests that should notice, and all other default tests
+(`make test`) where those did not: every fault must make a test fail.
+
+Tests that draw random examples draw ten here, the same ones at every run and a third of what `make test` draws, so that
+a fault which only a rare example shows would survive. What fails under a fault must pass without it. A fault is a text
+that occurs once in its file and what takes its place; all of them are in `scripts/faults.py`.
 
 """
 
