@@ -76,7 +76,12 @@ def wave_loss(output: Any, target: Any = None) -> Tensor:
 
 
 def train(net: Network, optimizer: Optimizer | Sequence[Optimizer], steps: int, *, seed: int = 0) -> None:
-    """Take some steps of one or several optimizers on random batches, with gradients left in place."""
+    """Take some steps of one or several optimizers on random batches, with gradients left in place.
+
+    Of a network from which edits have taken the last parameter there is nothing to train.
+    """
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        return
     optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
     dtype = dtype_of(net)
     for step in range(steps):

@@ -352,6 +352,8 @@ def _noise(net: Network, inputs: Sequence[Tensor]) -> tuple[float, dict[str, flo
 def _gradients(net: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     """The gradients of a fixed loss, beside those that are in flight."""
     named = {name: net.tensor(name) for name in net.graph.tensors if net.tensor(name).requires_grad}
+    if not named:
+        return {}
     was = net.training
     net.eval()
     loss = wave_loss(net(*inputs))

@@ -108,6 +108,21 @@ def test_an_optimizer_that_an_edit_has_emptied_is_copied_with_its_network() -> N
     assert len(rest.param_groups[0]["params"]) == 2
 
 
+def test_a_network_without_parameters_goes_on() -> None:
+    """Edits may take the last one; the laws say what they can of the rest."""
+    graph = gn.load({
+        "inputs": {"x": {"shape": [4]}},
+        "ops": [{"name": "lin", "op": "linear", "out": 4}, {"name": "act", "op": "gelu"}],
+        "outputs": ["act"],
+    })  # fmt: skip
+    net = trained(graph)
+    assert check_edit(net, lambda edit: edit.remove("lin"))
+    assert not list(net.parameters())
+    train(net, net.attached, 1)
+    assert check_edit(net, lambda edit: edit.insert("identity", "same", inputs="x", before="act"))
+    assert net.history.latest.preserves == "function"
+
+
 def test_a_unit_that_left_and_came_back_in_one_edit_has_not_stayed() -> None:
     """It lost its gradient and its optimizer state, as one does that sleeps; its neighbours lose nothing."""
 
