@@ -12,7 +12,7 @@ import torch
 from graphnet.compilers.importer.modes import SWITCH
 from graphnet.compilers.importer.program import Meta, Mode, Ref, Size, Step
 from graphnet.errors import ImportModelError
-from graphnet.ir.ops.aten.arrange import PixelShuffle, Slice
+from graphnet.ir.ops.aten.arrange import Divide, PixelShuffle, Slice
 from graphnet.ir.ops.aten.call import Call, family_of, schema_of, target_of
 from graphnet.ir.ops.aten.convolve import Convolve
 from graphnet.ir.ops.aten.normalise import Normalise
@@ -119,7 +119,7 @@ def encode(
     family = family_of(step.target)
     if family is None:
         family = Pointwise if is_pointwise(step.target) else Opaque
-    return family(**fields, **_details(family, step, metas))
+    return family(**(fields | _details(family, step, metas)))
 
 
 def _details(family: type[Call], step: Step, metas: Any) -> dict[str, Any]:
@@ -150,6 +150,11 @@ def _details(family: type[Call], step: Step, metas: Any) -> dict[str, Any]:
         if groups == 1:
             return {}
         return {"grouping": "depthwise" if groups == channels else "several", "groups": groups}
+    if family is Divide and step.function != "unbind":
+        shape = metas(step.args[0]).shape
+        at = _argument(step, "dim") % len(shape)
+        parts = [[*sizes_of(meta)[:at], meta.shape[at], *sizes_of(meta)[at + 1 :]] for meta in step.metas]
+        return {"shape": tuple(size for part in parts for size in part)}  # a part of one unit may grow
     if family is Slice:
         shape = metas(step.args[0]).shape
         total = shape[_argument(step, "dim") % len(shape)]
