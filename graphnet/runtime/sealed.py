@@ -130,7 +130,7 @@ def _write(file: BinaryIO, content: Mapping[str, Tensor]) -> None:
     file.write(len(text).to_bytes(8, "little") + text)
     digest = hashlib.sha256()
     for _, tensor in ordered:
-        part = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        part = tensor.reshape(-1).view(torch.uint8).numpy().data
         digest.update(part)
         file.write(part)
     text = _with_digest(text, "data_sha256", digest.hexdigest())
