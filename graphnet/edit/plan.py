@@ -392,7 +392,8 @@ class Plan:
         EditError
             The graph would not be valid, a tensor would not fit it, or a new one has no values.
         """
-        before, given, resized = self.graph, dict(tensors or {}), dict(resized or {})
+        before, resized = self.graph, dict(resized or {})
+        given = {name: _dense(value) for name, value in (tensors or {}).items()}
         self.validate()
         try:
             found = rewrite(before, put, remove=remove, moved=moved, resized=resized, fresh=given)
@@ -671,6 +672,16 @@ def _chained(renamed: Mapping[str, str], moved: Mapping[str, str], after: Graph)
     """Ops' names before the transaction, by their names now."""
     chained = {new: old for new, old in renamed.items() if new in after.nodes and new not in moved}
     return chained | {new: renamed.get(old, old) for new, old in moved.items()}
+
+
+def _dense(value: Tensor) -> Tensor:
+    """A tensor in one of torch's memory formats: LBFGS flattens gradients by a view, and they lie as parameters do."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if not isinstance(value, Tensor) or value.is_contiguous():
+        return value
+    if value.dim() in formats and value.is_contiguous(memory_format=formats[value.dim()]):
+        return value
+    return value.contiguous()
 
 
 def _check_tensors(

@@ -488,3 +488,30 @@ def test_tie_drops_one_weight_and_its_state() -> None:
         edit.untie("head", preserves="function")
     assert net.get_parameter("head.weight") is not net.get_parameter("tok.weight")
     train(net, optimizer, x)
+
+
+@pytest.mark.parametrize("by", ["low-rank", "separable"])
+def test_new_weights_lie_as_torch_lays_them(by: str) -> None:
+    """LBFGS flattens every gradient by a view, which lies as its parameter does."""
+    dense = by == "low-rank"
+    graph = mlp() if dense else gn.convnet((2, 6, 6), channels=(3, 4), hidden=())
+    net = gn.Network(graph, seed=0).double()
+    shape = (4,) if dense else (2, 6, 6)
+    name = "fc2" if dense else "conv2"
+    with net.edit() as edit:
+        edit.replace(name, by=by, rank=2)
+        edit.apply(lambda plan: plan.restructure(
+            [], tensors={f"{name}.weight": plan.value(f"{name}.weight").clone().mT.contiguous().mT}
+        ))  # fmt: skip
+    assert all(parameter.is_contiguous() for parameter in net.parameters())
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=2)
+    net.attach(optimizer)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
