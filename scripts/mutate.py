@@ -181,10 +181,11 @@ def try_all(
     *,
     working: bool,
     narrow: bool,
+    earlier: Sequence[Outcome] = (),
 ) -> None:
     """Every fault, several at a time, each worker in a copy of its own; ``note`` hears of each outcome.
 
-    A test that also fails where nothing is broken has noticed nothing.
+    A test that also fails where nothing is broken has noticed nothing: neither now nor earlier.
     """
     with tempfile.TemporaryDirectory(prefix="graphnet-mutants-") as folder:
         free: SimpleQueue[Worker] = SimpleQueue()
@@ -196,6 +197,13 @@ def try_all(
                 raise SystemExit("\n".join(wrong))
             noticed: dict[str, list[Outcome]] = {}
 
+            def by_test(outcome: Outcome) -> None:
+                if outcome.killed_by is not None and outcome.killed_by != ENDLESS:
+                    noticed.setdefault(outcome.killed_by, []).append(outcome)
+
+            for outcome in earlier:
+                by_test(outcome)
+
             def one(fault: Fault) -> None:
                 worker = free.get()
                 try:
@@ -205,8 +213,7 @@ def try_all(
                 word = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
                 print(f"{outcome.seconds:6.1f} s  {fault.name}: {word}", flush=True)
                 note(outcome)
-                if outcome.killed_by is not None and outcome.killed_by != ENDLESS:
-                    noticed.setdefault(outcome.killed_by, []).append(outcome)
+                by_test(outcome)
 
             with ThreadPoolExecutor(workers) as pool:
                 for _ in pool.map(one, faults):
@@ -267,8 +274,9 @@ def main() -> int:
 
     started = time.perf_counter()
     open_ = [fault for fault in chosen if fault.name not in done]
-    if open_:
-        try_all(open_, given.workers, note, working=given.working, narrow=given.narrow)
+    earlier = list(done.values()) if given.only is None else []
+    if open_ or earlier:
+        try_all(open_, given.workers, note, working=given.working, narrow=given.narrow, earlier=earlier)
     outcomes = [done[fault.name] for fault in chosen]
     survivors = [outcome.name for outcome in outcomes if outcome.killed_by is None]
     print(
