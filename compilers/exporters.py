@@ -82,7 +82,8 @@ def _called_for_mode(program: fx.GraphModule, node: fx.Node) -> None:
     with code.inserting_before(node):
         mode = code.call_module(str(holder.target))
     for user in [*node.users]:
-        evaluation, train = user.args[0]  # type: ignore[misc]
+        pair: Any = user.args[0]
+        evaluation, train = pair
         with code.inserting_before(user):
             first = code.call_function(operator.mul, ((train,), mode))
             both = code.call_function(operator.add, (first, (evaluation,)))

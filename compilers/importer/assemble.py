@@ -245,7 +245,7 @@ class _Assembly:
             reads = {ref.step for ref in step.reads()}
             if reads <= self.constant:
                 self.constant.add(step.name)
-                if len(reads) == 1 and (held := self.behind.get(*reads)) is not None:
+                if len(reads) == 1 and (held := self.behind.get(next(iter(reads)))) is not None:
                     self.behind[step.name] = held
 
     def _find_layers(self, steps: list[Step]) -> None:

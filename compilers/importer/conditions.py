@@ -83,7 +83,7 @@ def conditions_of(environment: Any, names: Mapping[str, str]) -> tuple[Condition
         for part in expression.args if isinstance(expression, sympy.And) else (expression,):
             if part in (sympy.true, True):
                 continue
-            relation = getattr(part, "rel_op", None)
+            relation = str(getattr(part, "rel_op", None))
             if relation not in RELATIONS:
                 raise ImportModelError(f"a choice depends on sizes by {part} ({where}), which an import cannot keep")
             left, right = (size_text(side, names) for side in part.args)
@@ -94,5 +94,5 @@ def conditions_of(environment: Any, names: Mapping[str, str]) -> tuple[Condition
 def environment_of(value: Any) -> Any:
     """The shape environment behind a traced tensor, None where every size is a number."""
     sizes = value.shape if isinstance(value, torch.Tensor) else ()
-    found = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
+    found: Any = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
     return None if found is None else found.node.shape_env

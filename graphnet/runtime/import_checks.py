@@ -203,7 +203,8 @@ def _reached(output: Any, module: nn.Module) -> tuple[set[str], set[str]]:
 @contextlib.contextmanager
 def _hooks_counted() -> Iterator[list[int]]:
     """Count the hooks that a forward pass puts on its tensors."""
-    count, original = [0], Tensor.register_hook
+    count = [0]
+    original: Any = Tensor.register_hook
 
     @functools.wraps(original)
     def counting(self: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +234,7 @@ def _weighted(output: Any) -> Tensor | None:
 def _backward(output: Any) -> None:
     total = _weighted(output)
     if total is not None:
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total)
 
 
 def _run(module: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], *, grad: bool = False) -> Any:
