@@ -134,6 +134,17 @@ def exercise() -> Callable[..., Report]:
     return run
 
 
+def _run(net: Any, batch: tuple[Any, ...], training: bool) -> Any:
+    """The output of a copy, whose statistics may move."""
+    with torch.no_grad():
+        return copy.deepcopy(net).train(training)(*batch)
+
+
+def _steady(net: Any, batch: tuple[Any, ...]) -> bool:
+    """Whether training draws no random numbers: a width less would draw others."""
+    return gap(_run(net, batch, True), _run(net, batch, True)) == 0
+
+
 def _prune(report: Report, net: Any, name: str, batch: tuple[Any, ...]) -> None:
     group = net.graph.groups[name]
     units = list(group.ids[1::2])
@@ -148,9 +159,10 @@ def _prune(report: Report, net: Any, name: str, batch: tuple[Any, ...]) -> None:
         assert gap(net(*batch), twin(*batch)) == 0
         return
     report.pruned.append(name)
-    found = twin(*batch)
     if not group.output and group.coupled is None:
-        assert gap(masked(net, name, units)(*batch), found) <= EXACT, f"prune {name}"
+        hidden = masked(net, name, units)
+        for training in (False, True) if _steady(net, batch) else (False,):
+            assert gap(_run(hidden, batch, training), _run(twin, batch, training)) <= EXACT, f"{name}, {training}"
         report.masked.append(name)
     step(twin, batch)
 
@@ -168,6 +180,8 @@ def _grow(report: Report, net: Any, name: str, batch: tuple[Any, ...], base: Any
     report.grown.append(name)
     if twin.history.latest.steps[0].preserves == "function":
         assert gap(base, twin(*batch)) <= EXACT, f"grow {name}"
+        if _steady(net, batch):
+            assert gap(_run(net, batch, True), _run(twin, batch, True)) <= EXACT, f"grow {name} in training"
         report.preserved.append(name)
     step(twin, batch)
 
