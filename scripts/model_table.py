@@ -28,7 +28,7 @@ import graphnet as gn
 from graphnet.errors import ImportModelError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
-COLUMNS = ("model", "ops", "free", "of these fixed above", "frozen", "share", "export, s", "import, ms", "edit, ms")
+COLUMNS = ("model", "ops", "free", "not growable", "frozen", "share", "export, s", "import, ms", "edit, ms")
 TIMES = 3
 """How many of the last columns are times."""
 
@@ -46,12 +46,15 @@ class Example:
         Groups that must be free, among others.
     share : float
         Parameters of which some dimension belongs to a free group.
+    double : bool
+        Whether its ops exist in float64, in which models are exercised.
     """
 
     make: Callable[[], nn.Module]
     inputs: Inputs
     named: tuple[str, ...] = ()
     share: float = 1.0
+    double: bool = True
 
 
 def image(size: int, channels: int = 3) -> Inputs:
@@ -308,6 +311,8 @@ FURTHER: dict[str, Example] = {
             tf.MixtralConfig(**decoder(num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1))
         ),
         tokens(),
+        share=0.41,  # the experts are one op of its own, whose parameters are frozen
+        double=False,
     ),
     "Mamba": Example(
         lambda: tf.MambaForCausalLM(
@@ -374,14 +379,21 @@ def share(net: Any) -> float:
 
 def kinds(net: Any) -> str:
     """What the free groups of a network are, in words."""
-    found: Counter[str] = Counter()
-    for group in net.graph.groups.values():
-        if group.frozen is None:
-            role = "outputs" if group.output else "streams" if group.role == "stream" else group.kind
-            found[
-                "head sizes" if role == "features" and group.name.rpartition(".")[2].startswith("head_dim") else role
-            ] += 1
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+    found = Counter(_kind(group) for group in net.graph.groups.values() if group.frozen is None)
+    return ", ".join(
+        f"{count} {kind.removesuffix('s') if count == 1 else kind}" for kind, count in sorted(found.items())
+    )
+
+
+def _kind(group: Any) -> str:
+    last = group.name.rpartition(".")[2]
+    if group.output:
+        return "outputs"
+    if group.kind == "heads" or last.startswith("queries_per_kv"):
+        return "heads"
+    if last.startswith("head_dim"):
+        return "head sizes"
+    return "streams" if group.role == "stream" else str(group.kind)
 
 
 def restricted(net: Any) -> str:
@@ -464,7 +476,7 @@ is downloaded.
 | column | says |
 |---|---|
 | ops | nodes of the graph |
-| free | unit groups that can be grown and pruned; *fixed above*: those of them that cannot grow |
+| free | unit groups that can be grown and pruned; *not growable*: those of them that can only be pruned |
 | frozen | groups that cannot be edited; the reasons are below |
 | share | of the parameters, those of which some dimension belongs to a free group |
 | export, s | `torch.export` in training and in evaluation mode |

@@ -2,134 +2,147 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from torch import nn
 
 tf.logging.set_verbosity_error()
+_FILE = Path(__file__).resolve().parents[2] / "scripts" / "model_table.py"
+_SPEC = importlib.util.spec_from_file_location("model_table", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+table = importlib.util.module_from_spec(_SPEC)
+sys.modules["model_table"] = table
+_SPEC.loader.exec_module(table)
+
+QUICK = ("ResNet", "ConvNeXt", "ViT", "BERT", "GPT-2", "Llama, grouped queries", "RegNet-Y")
+FURTHER_QUICK = ("ALBERT", "DeiT")
+
+RELOAD = """
+import sys
+sys.modules["graphnet"] = None  # an import of it fails
+import torch
+from torch.utils import _pytree as pytree
+kept = torch.load(sys.argv[1], weights_only=False)
+def check(found):
+    found = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    for one, two in zip(kept["expected"], found, strict=True):
+        assert (one - two).abs().max() <= 1e-9 * one.abs().max().clamp_min(1e-30)
+with torch.no_grad():
+    check(torch.load(sys.argv[2], weights_only=False)(*kept["inputs"]))
+    check(torch.export.load(sys.argv[3]).module()(*kept["inputs"]))
+print("equal")
+"""
 
 
-def image(size: int) -> Callable[[], tuple[Any, ...]]:
-    return lambda: (torch.randn(1, 3, size, size),)
+def first_of_each_kind(seen: set[str]) -> Callable[[str], bool]:
+    """Whether a group is the first whose name differs from those before in more than numbers."""
+
+    def first(group: str) -> bool:
+        kind = re.sub(r"\d+", "#", group)
+        return not (kind in seen or seen.add(kind))  # type: ignore[func-returns-value]
+
+    return first
 
 
-def tokens() -> tuple[Any, ...]:
-    return (torch.randint(0, 30, (1, 9)),)
+def check_refusals(report: Any) -> None:
+    """What is refused says why: a convolution's groups, a table of frequencies, tied weights both at zero."""
+    for key, why in report.refused.items():
+        prune = key.startswith("prune")
+        known = ("at least 2",) if prune else ("cannot grow", "tied weights")
+        assert any(part in why for part in known), (key, why)
 
 
-LLAMA = {
-    "vocab_size": 30, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 16, "use_cache": False,
-}  # fmt: skip
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], list[str]]] = {
-    "resnet": (
-        lambda: tf.ResNetForImageClassification(
-            tf.ResNetConfig(embedding_size=6, hidden_sizes=[8, 12], depths=[2, 1], layer_type="bottleneck")
-        ),
-        image(16),
-        [f"resnet.encoder.stages.0.layers.0.layer.{at}.convolution" for at in (0, 2)],
-    ),
-    "convnext": (
-        lambda: tf.ConvNextForImageClassification(
-            tf.ConvNextConfig(hidden_sizes=[6, 8], depths=[1, 2], num_stages=2, num_labels=3, drop_path_rate=0.3)
-        ),
-        image(16),
-        ["convnext.encoder.stages.1.layers.0.pwconv1", "convnext.encoder.stages.1.downsampling_layer.1"],
-    ),
-    "vit": (
-        lambda: tf.ViTForImageClassification(
-            tf.ViTConfig(
-                hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=10, image_size=8,
-                patch_size=4, num_labels=3, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2,
-            )
-        ),
-        image(8),
-        ["vit.embeddings.patch_embeddings.projection", "vit.layers.0.mlp.fc1"],
-    ),
-    "bert": (
-        lambda: tf.BertForSequenceClassification(
-            tf.BertConfig(
-                vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=10,
-                max_position_embeddings=16, num_labels=3,
-            )
-        ),
-        tokens,
-        ["bert.encoder.layer.0.attention.self.query.heads", "bert.encoder.layer.1.intermediate.dense"],
-    ),
-    "gpt2": (
-        lambda: tf.GPT2LMHeadModel(
-            tf.GPT2Config(vocab_size=30, n_positions=16, n_embd=12, n_layer=2, n_head=3, use_cache=False)
-        ),
-        tokens,
-        ["transformer.h.0.mlp.c_fc", "transformer.h.0.attn.c_attn.heads", "transformer.wte"],
-    ),
-    "llama": (
-        lambda: tf.LlamaForCausalLM(tf.LlamaConfig(num_key_value_heads=4, **LLAMA)),
-        tokens,
-        ["model.layers.0.self_attn.q_proj.heads", "model.layers.1.mlp.gate_proj"],
-    ),
-    "llama-grouped": (
-        lambda: tf.LlamaForCausalLM(tf.LlamaConfig(num_key_value_heads=2, **LLAMA)),
-        tokens,
-        [
-            "model.layers.0.self_attn.q_proj.kv_heads", "model.layers.0.self_attn.q_proj.queries_per_kv",
-            "model.layers.0.self_attn.q_proj.head_dim", "model.layers.1.self_attn.v_proj.head_dim",
-        ],
-    ),
-    "mobilenet": (
-        lambda: tf.MobileNetV2ForImageClassification(
-            tf.MobileNetV2Config(depth_multiplier=0.1, min_depth=4, depth_divisible_by=4, image_size=16, num_labels=3)
-        ),
-        image(16),
-        ["mobilenet_v2.layer.0.expand_1x1.convolution", "mobilenet_v2.layer.2.reduce_1x1.convolution"],
-    ),
-    "regnet": (
-        lambda: tf.RegNetForImageClassification(
-            tf.RegNetConfig(embedding_size=6, hidden_sizes=[8, 12], depths=[1, 2], groups_width=4, num_labels=3)
-        ),
-        image(16),
-        ["regnet.encoder.stages.1.layers.0.layer.0.convolution.groups", "regnet.embedder.embedder.convolution"],
-    ),
-    "swin": (
-        lambda: tf.SwinForImageClassification(
-            tf.SwinConfig(
-                image_size=16, patch_size=2, embed_dim=8, depths=[2, 1], num_heads=[2, 4], window_size=4, num_labels=3,
-                drop_path_rate=0.3, hidden_dropout_prob=0.1,
-            )
-        ),
-        image(16),
-        ["swin.encoder.layers.0.blocks.1.attention.q_proj.heads", "swin.encoder.layers.0.downsample.reduction"],
-    ),
-}  # fmt: skip
+def check_row(name: str, net: Any) -> None:
+    """The page says of this model what is so."""
+    rows = table.read(table.PAGE.read_text(encoding="utf-8"))
+    assert rows[name].lasting == table.described(net), f"run: {sys.executable} {_FILE} '{name}'"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_exact(name: str, exercise: Callable[..., Any], share_free: Callable[[Any], float]) -> None:
-    """Same output in both modes; the named groups pruned by half and grown by a quarter; every parameter in a group."""
-    make, inputs, named = MODELS[name]
-    report = exercise(make(), inputs(), groups=lambda group: group in named)
-    assert share_free(report.net) == 1.0
-    assert set(named) == set(report.pruned) | {key.partition(" ")[2] for key in report.refused}
-    assert not [key for key in report.refused if key.startswith("prune")]
+def goes_out(net: Any, inputs: tuple[Any, ...], folder: Path) -> None:
+    """Pruned, saved in both forms, and loaded by a process that has no graphnet, it gives the same."""
+    name = next(n for n, g in net.graph.groups.items() if g.frozen is None and not g.output and g.size > g.minimum + 1)
+    with net.edit() as edit:
+        edit.prune(name, lowest=1)
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    inputs = tuple(torch.cat([x, x.flip(0)]) for x in inputs)
+    with torch.no_grad():
+        expected = [leaf for leaf in torch.utils._pytree.tree_leaves(net(*inputs)) if isinstance(leaf, torch.Tensor)]
+    files = [str(folder / file) for file in ("kept.pt", "plain.pt", "exported.pt2")]
+    torch.save({"expected": expected, "inputs": inputs}, files[0])
+    torch.save(net.to_torch(), files[1])
+    torch.export.save(net.to_export(inputs), files[2])
+    done = subprocess.run([sys.executable, "-c", RELOAD, *files], capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in table.MAIN]
+)
+def test_a_model_is_exact(name: str, exercise: Callable[..., Any]) -> None:
+    """Same output in both modes; the named groups pruned by half and grown by a quarter; as the page says."""
+    example = table.MAIN[name]
+    report = exercise(*table.build(example), groups=lambda group: group in example.named)
+    assert table.share(report.net) == example.share
+    assert set(example.named) == set(report.pruned)
+    check_refusals(report)
+    check_row(name, report.net)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_every_group_of_a_model_is_exact(name: str, exercise: Callable[..., Any]) -> None:
-    make, inputs, _ = MODELS[name]
-    report = exercise(make(), inputs())
-    # what is refused says why: a conv's groups and a table of frequencies
-    assert all("at least 2" in why or "cannot grow" in why or "tied weights" in why for why in report.refused.values())
+@pytest.mark.parametrize("name", table.MAIN)
+def test_every_group_of_a_model_is_exact_and_it_goes_out(
+    name: str, exercise: Callable[..., Any], tmp_path: Path
+) -> None:  # fmt: skip
+    model, inputs = table.build(table.MAIN[name])
+    report = exercise(model, inputs)
+    assert set(report.free) == set(report.pruned)
+    check_refusals(report)
+    goes_out(report.net, inputs, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FURTHER_QUICK else pytest.mark.slow) for name in table.FURTHER]
+)
+def test_a_further_model_is_exact_or_refused(name: str, exercise: Callable[..., Any]) -> None:
+    """A group of each kind; a model that is not imported is refused with the reason on the page."""
+    model, inputs = table.build(table.FURTHER[name])
+    rows = table.read(table.PAGE.read_text(encoding="utf-8"))
+    if rows[name].refused:
+        assert table.measure(name).refused == rows[name].refused
+        return
+    if not table.FURTHER[name].double:
+        net = table.gn.from_torch(model, inputs)
+        assert round(table.share(net), 2) == table.FURTHER[name].share
+        check_row(name, net)
+        return
+    report = exercise(model, inputs, groups=first_of_each_kind(set()))
+    assert table.share(report.net) == table.FURTHER[name].share
+    check_refusals(report)
+    check_row(name, report.net)
+
+
+def test_a_pruned_model_goes_out_and_comes_back_without_graphnet(tmp_path: Path) -> None:
+    model, inputs = table.build(table.MAIN["ViT"])
+    goes_out(table.gn.from_torch(model.double(), (inputs[0].double(),)), inputs, tmp_path)
 
 
 def test_a_rotary_table_gives_no_value_for_a_new_unit(exercise: Callable[..., Any]) -> None:
-    make, inputs, _ = MODELS["llama"]
     name = "model.layers.0.self_attn.q_proj.head_dim"
-    report = exercise(make(), inputs(), groups=lambda group: group == name)
+    report = exercise(*table.build(table.MAIN["Llama, grouped queries"]), groups=lambda group: group == name)
     assert report.pruned == [name]
     assert "cannot grow: the buffer 'model.rotary_emb.inv_freq'" in report.refused[f"grow {name}"]
+
+
+def test_a_page_is_read_as_it_was_written() -> None:
+    rows = table.read(table.PAGE.read_text(encoding="utf-8"))
+    assert rows.keys() == table.EXAMPLES.keys()
+    assert table.render(rows) == table.PAGE.read_text(encoding="utf-8"), f"run: {sys.executable} {_FILE}"
