@@ -69,7 +69,8 @@ class EditCall:
     incumbents : bool
         Whether units that stay keep their values and their optimizer state bit for bit.
     gradients : bool
-        Whether, where the function is preserved, they keep their gradients too.
+        Whether, where the function is preserved, they keep their gradients too. New wires need not: a layer of zeros
+        that gets another reader gives zero as before, and gets that reader's gradient.
     """
 
     operator: str

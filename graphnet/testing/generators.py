@@ -216,7 +216,9 @@ def _insert(draw: st.DrawFn, graph: Graph) -> EditCall | None:
         options["init"] = draw(st.sampled_from(["identity", "zeros", "default", "kaiming"]))
     elif kind == "batch_norm" and draw(st.booleans()):
         options |= {"init": "identity", "batch": Given.BATCH}
-    return EditCall("insert", (kind, _free_name(graph, "inserted")), options)
+    # A layer of zeros gives zero whoever reads it, but with another reader it has another gradient.
+    same = kind == "identity" or options.get("init") == "identity"
+    return EditCall("insert", (kind, _free_name(graph, "inserted")), options, gradients=same)
 
 
 @edit_strategy("deepen")
@@ -240,7 +242,9 @@ def _redirect(draw: st.DrawFn, graph: Graph) -> EditCall | None:
         return None
     source, target = draw(st.sampled_from(edges))
     others = _earlier_alike(graph, source, target)
-    return EditCall("redirect", ((source, target), draw(st.sampled_from(others)))) if others else None
+    if not others:
+        return None
+    return EditCall("redirect", ((source, target), draw(st.sampled_from(others))), gradients=False)  # as for insert
 
 
 @edit_strategy("remove")
@@ -254,7 +258,8 @@ def _remove(draw: st.DrawFn, graph: Graph) -> EditCall | None:
         return None
     name = draw(st.sampled_from(names))
     read = graph.nodes[name].op.inputs
-    return EditCall("remove", (name,), {"keep": draw(st.sampled_from(read))} if len(read) > 1 else {})
+    keep = {"keep": draw(st.sampled_from(read))} if len(read) > 1 else {}
+    return EditCall("remove", (name,), keep, gradients=False)  # as for insert
 
 
 @edit_strategy("replace")

@@ -18,6 +18,7 @@ from graphnet.testing import (
     COUNTS,
     EDIT_LAWS,
     TOLERANCES,
+    EditCall,
     attach,
     check_atomicity,
     check_bits,
@@ -106,6 +107,30 @@ def test_an_optimizer_that_an_edit_has_emptied_is_copied_with_its_network() -> N
     train(twin, twin.attached, 1)
     assert check_edit(net, lambda edit: edit.kernel("conv", 3))
     assert len(rest.param_groups[0]["params"]) == 2
+
+
+def test_a_layer_of_zeros_that_gets_another_reader_gets_its_gradient() -> None:
+    """Proven to preserve the function, and still no edit that leaves all gradients alone; the strategies know."""
+    net = trained(gn.mlp([4, 5, 2], activation="elu"))
+    with net.edit() as edit:
+        edit.deepen("act1", form="residual", name="deeper")
+
+    def wire(edit: gn.Edit) -> None:
+        edit.insert("add", "more", inputs=["deeper", "deeper_out"], before="head", preserves="function")
+
+    assert check_edit(copy.deepcopy(net), wire, ["preserved", "incumbents"])
+    with pytest.raises(AssertionError, match=r"the gradient of deeper_out\.weight"):
+        check_edit(net, wire, ["gradients"])
+    calls: list[EditCall] = []
+
+    @settings(max_examples=40, database=None, derandomize=True)
+    @given(edit_calls(net.graph, ["insert", "redirect", "remove"]))
+    def draw(call: EditCall) -> None:
+        calls.append(call)
+
+    draw()
+    assert all(not call.gradients for call in calls if "add" in call.args or call.operator != "insert")
+    assert any(call.gradients for call in calls)
 
 
 def test_a_network_without_parameters_goes_on() -> None:
