@@ -2,6 +2,7 @@
 PYTHON ?= python3
 HYPOTHESIS_PROFILE ?= default
 PYTEST_WORKERS ?= 2
+LAW_CHECKS ?= 100000
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -25,7 +26,8 @@ study: $(STUDY_READY) ## grow against prune on one small network; prints the tab
 test: $(DEV_READY) ## the tests, with the doctests of the package
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow"
 
-test-long: $(DEV_READY) ## every test, with many more random examples (takes long)
+test-long: $(DEV_READY) ## 100,000 checks of the laws, then every test, the slow ones too (takes long)
+	$(BIN)/python -m graphnet.testing.long --checks $(LAW_CHECKS) --workers $(PYTEST_WORKERS)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 mutate: $(DEV_READY) ## break the committed code in named ways: the tests must notice each (about an hour)
