@@ -99,7 +99,7 @@ _ACTION = (
         "a newborn row that is a chunk by itself holds the last row of a large tensor",
         "if first >= 0 and np.array_equal(mine, np.arange(first, first + len(mine))):",
         "if np.array_equal(mine, np.arange(first, first + len(mine))):",
-        ("tests/edit/test_chunks.py",),
+        ("tests/edit/test_chunks.py::test_chunks_change_no_bit",),
     ),
     Fault(
         "rows_in_another_order",
@@ -107,7 +107,7 @@ _ACTION = (
         "rows of a chunk that are permuted between its first and last are moved as if they stood in order",
         "if first >= 0 and np.array_equal(mine, np.arange(first, first + len(mine))):",
         "if first >= 0 and int(mine[-1]) - first + 1 == len(mine):",
-        ("tests/edit/test_chunks.py",),
+        ("tests/edit/test_chunks.py::test_rows_may_change_places_inside_a_chunk",),
     ),
     Fault(
         "newborns_lost_in_a_composition",

@@ -46,6 +46,12 @@ def draw_source(data: st.DataObject, size: int) -> IndexArray | None:
     return np.array(data.draw(st.lists(st.integers(-1, size - 1), min_size=1, max_size=size + 4)))
 
 
+def test_rows_may_change_places_inside_a_chunk() -> None:
+    tensor = torch.arange(48.0).reshape(16, 3)  # 8 rows in a chunk
+    rows = np.array([0, 2, 1, 3, 4, 6, 5, 7, *range(8, 16)])
+    assert torch.equal(gather(tensor, [rows, np.array([0, 1])]), tensor[torch.from_numpy(rows)][:, :2])
+
+
 @given(st.data())
 def test_chunks_change_no_bit(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
