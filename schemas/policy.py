@@ -195,6 +195,8 @@ class Rule(Frozen):
             for field, name in _ops_named(step) if self.match is not None else ():
                 if name not in known:
                     raise unknown_name(name, sorted(known), "node of the pattern or earlier insert", "steps", i, field)
+                if name in nodes and self.match is not None and self.match.nodes[name].kind == "units":
+                    raise problem(f"found {name!r}, units of the pattern; expected an op of it", "steps", i, field)
             for field, kind in step.REFERS.items():
                 name = getattr(step, field)
                 if kind != "new" or name is None:

@@ -57,8 +57,8 @@ def apply_rule(
     policy = Policy(PolicyDocument(rules=(rule,), budgets=budgets or Budgets()))
     for name, snapshot in (snapshots or {}).items():
         policy.keep(name, snapshot)
-    now = 0 if step is None else step
-    policy._check_step(now)
+    now = policy._check_step(0 if step is None else step)
+    step = None if step is None else now
     accountant = policy._accountant(net)
     numbers, units = check_metrics(metrics, net.graph)
     remembered = policy._remembered

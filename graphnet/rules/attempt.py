@@ -43,6 +43,10 @@ def attempt(
     before = accountant.costs(graph)
     if draft.status == "applied":
         draft = world.apply(rule, draft, moment(), document.budgets, limits, document.seed)
+    while draft.again:  # some matches were refused by what only tensors tell: the others go on without them
+        draft = rule.draft(view, draft.places, moment, accountant, limits)
+        if draft.status == "applied":
+            draft = world.apply(rule, draft, moment(), document.budgets, limits, document.seed)
     applied = draft.status == "applied"
     if applied:
         accountant.refresh(None)

@@ -24,7 +24,7 @@ from graphnet.rules.steps import STEPS, Moment, Runner
 from graphnet.runtime.network import Network
 from graphnet.schemas.policy import Reset, Rule
 
-__all__ = ["CompiledRule", "Draft", "Waiting", "performed", "troubles"]
+__all__ = ["CompiledRule", "Draft", "Waiting", "nothing", "performed", "troubles"]
 
 _SHOWN = 3  # reasons of one kind in one message
 
@@ -52,6 +52,8 @@ class Draft:
     predicted : bool
         Whether the graph is known; not where a step depends on data.
     error : GraphnetError or None
+    again : bool
+        Whether some matches were refused on the live network, and others are left to be drafted without them.
     """
 
     status: Status
@@ -64,6 +66,7 @@ class Draft:
     origins: Mapping[str, str] = field(default_factory=dict)
     predicted: bool = True
     error: GraphnetError | None = None
+    again: bool = False
 
     @property
     def matches(self) -> tuple[MatchOutcome, ...]:
@@ -76,6 +79,15 @@ class Draft:
             if place.status == "applied":
                 place.end("rejected", str(error), error)
         return Draft("rejected", str(error), graph, self.places, error=error.with_traceback(None))
+
+    def without(self, graph: Graph, places: Collection[Place], error: GraphnetError) -> Draft:
+        """The draft of a rule of which some matches were refused where it was performed."""
+        left = [place for place in self.places if place.status == "applied" and place not in places]
+        if not left:
+            return self.rejected(graph, error)
+        for place in places:
+            place.end("rejected", str(error), error)
+        return replace(self, status="rejected", reason=str(error), graph=graph, again=True)
 
 
 class Waiting:
@@ -218,7 +230,7 @@ class CompiledRule:
         except UnpredictableError as error:
             return Draft("applied", str(error), graph, tuple(places), predicted=False, error=error)
         if done is None or not any(place.status == "applied" for place in passing):
-            return _nothing(graph, places, passing)
+            return nothing(graph, places, passing)
         after = replace(done.edit.graph, version=graph.version + 1)
         steps, changes = done.edit.plan.steps, tuple(done.changes)
         draft = Draft(
@@ -269,9 +281,9 @@ def reason_of(places: Sequence[Place], changes: Sequence[Change]) -> str:
     return "; ".join(map(str, changes)) + more
 
 
-def _nothing(graph: Graph, places: Sequence[Place], passing: Sequence[Place]) -> Draft:
-    """The draft of a rule of which nothing is left."""
-    refused = [place for place in passing if place.status == "rejected"]
+def nothing(graph: Graph, places: Sequence[Place], passing: Sequence[Place]) -> Draft:
+    """The draft of a rule of which nothing is left: rejected, where a match was, also in an earlier try."""
+    refused = [place for place in places if place.status == "rejected"]
     shown = refused or list(passing)
     status: Status = "rejected" if refused else "no match"
     return Draft(status, _some(shown), graph, tuple(places), error=shown[0].error if refused else None)

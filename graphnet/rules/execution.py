@@ -17,7 +17,7 @@ from graphnet.rules.patterns import Binding
 from graphnet.rules.sketch import UnpredictableError
 from graphnet.rules.steps import Data, Done, Moment, Runner, Stage
 
-__all__ = ["Limits", "Performed", "Place", "perform_steps"]
+__all__ = ["Limits", "Performed", "Place", "RefusedError", "perform_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ class _ConflictError(EditError):
         self.loser = loser
 
 
-class _RefusedError(Exception):
-    """A place cannot go on."""
+class RefusedError(Exception):
+    """Places that cannot go on, with the error; on a live network the edit is given up, and may begin without them."""
 
     def __init__(self, places: Sequence[Place], error: GraphnetError) -> None:
         super().__init__(str(error))
@@ -118,6 +118,13 @@ def perform_steps(
         Opens a new edit; called again when a place is left out.
     data : Data or None
         None for a sketch.
+
+    Raises
+    ------
+    RefusedError
+        A place is refused on a live network.
+    UnpredictableError
+        What a step would do cannot be told from the sketch.
     """
     alive = list(places)
     while alive:
@@ -125,8 +132,10 @@ def perform_steps(
             place.begin()
         try:
             done = _attempt(runners, alive, begin(), moment, limits, data)
-        except _RefusedError as refused:
-            if data is not None or isinstance(refused.error, UnpredictableError):
+        except RefusedError as refused:
+            if data is not None:
+                raise
+            if isinstance(refused.error, UnpredictableError):
                 raise refused.error from None
             status: Status = "no match" if isinstance(refused.error, GraphError) else "rejected"
             for place in refused.places:
@@ -168,9 +177,9 @@ def _attempt(
                     found.stages.append((edit.graph, rewritten))
                     before = edit.graph
             except _ConflictError as error:
-                raise _RefusedError([error.loser], error) from error
+                raise RefusedError([error.loser], error) from error
             except GraphnetError as error:
-                raise _RefusedError(concerned, error) from error
+                raise RefusedError(concerned, error) from error
     _check_sizes(found, first, places, limits)
     return found
 
@@ -222,4 +231,4 @@ def _check_sizes(found: Performed, first: Graph, places: Sequence[Place], limits
         reason = limits.refuse(name, group.size, after.groups[name].size)
         if reason is not None:
             place = found.touched.get(f"units:{name}")
-            raise _RefusedError(places if place is None else [place], EditError(reason))
+            raise RefusedError(places if place is None else [place], EditError(reason))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphnet.rules.fluent import as_rule
+from graphnet.rules.fluent import RuleBuilder, as_rule
 from graphnet.rules.policy import Policy
 from graphnet.schemas.base import parse
 from graphnet.schemas.policy import Policy as PolicyDocument
@@ -15,8 +15,8 @@ from graphnet.schemas.policy import Rule, load_policy_document
 __all__ = ["load_policy"]
 
 
-def load_policy(source: Path | str | Mapping[str, Any] | list[Any] | PolicyDocument) -> Policy:
-    """Make a policy of a YAML or JSON file, a mapping, a list of rules, or a document.
+def load_policy(source: Path | str | Mapping[str, Any] | list[Any] | Rule | RuleBuilder | PolicyDocument) -> Policy:
+    """Make a policy of a YAML or JSON file, a mapping, a rule or a list of rules, or a document.
 
     A rule in a list is a :class:`Rule`, a mapping, or one under construction (:func:`graphnet.rule`).
 
@@ -29,6 +29,8 @@ def load_policy(source: Path | str | Mapping[str, Any] | list[Any] | PolicyDocum
     """
     if isinstance(source, PolicyDocument):
         return Policy(source)
+    if isinstance(source, Rule | RuleBuilder):
+        source = [source]
     if isinstance(source, list | tuple):
         given = [as_rule(rule) for rule in source]
         rules = [rule if isinstance(rule, Rule) else parse(Rule, rule, source="rule") for rule in given]

@@ -61,6 +61,8 @@ class Measuring:
         The loop's own, for registered metrics.
     utility : Utility, optional
         Running utilities.
+    trouble : str, optional
+        Why the utilities could not be measured on this batch.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Measuring:
         loss: Loss | None,
         metrics: Mapping[str, float],
         utility: Utility | None = None,
+        trouble: str | None = None,
     ) -> None:
         self.net, self.step, self.batch, self.loss, self.metrics = net, step, batch, loss, metrics
-        self._utility = utility
+        self._utility, self._trouble = utility, trouble
         self._graph: Graph | None = None
         self._known: dict[tuple[Any, ...], Any] = {}
 
@@ -86,6 +89,8 @@ class Measuring:
         found = self._probe()
         if isinstance(found, str):
             return found
+        if group in found.groups and not np.isfinite(found.groups[group].gradient).all():
+            return f"the gradients of {group} on the batch are not finite"  # nor is what its activations say
         ratio = found.parity(group, newborns)
         value = ratio.ratio_gradient if signal == "gradient" else ratio.ratio_activation
         if value is None:
@@ -116,6 +121,8 @@ class Measuring:
 
     def utility(self, group: str) -> Mapping[int, float] | str:
         """The utility of each live unit."""
+        if self._trouble is not None:
+            return self._trouble
         if self._utility is None or group not in self._utility.groups:
             return f"the utility of {group} is not known: give metrics['utility'][{group!r}], or batch=(x, y)"
         values = self._utility.values(group)
@@ -135,6 +142,10 @@ class Measuring:
                 self._known[key] = measure()
             except EditError as error:
                 self._known[key] = str(error)
+            except torch.linalg.LinAlgError:  # what its message says of the matrix helps nobody
+                self._known[key] = (
+                    f"the {key[0]} cannot be measured: what the network computes on the batch is not finite"
+                )
         found: T | str = self._known[key]
         return found
 
@@ -143,7 +154,10 @@ class Measuring:
         batch = self.batch
         if batch is None:
             return f"{what} needs metrics['{what}.{group}'], or batch=(x, y)"
-        return self._once(("rows", group), lambda: unit_rows(self.net, group, batch))
+        rows = self._once(("rows", group), lambda: unit_rows(self.net, group, batch))
+        if isinstance(rows, Tensor) and not rows.isfinite().all():
+            return f"the activations of {group} on the batch are not finite"
+        return rows
 
     def _probe(self) -> Probe | str:
         batch, loss = self.batch, self.loss

@@ -85,6 +85,11 @@ class Readings(Mapping[str, float]):
         self._given, self._compute = given, compute
         self._computed: dict[str, float | None] = {}
 
+    @property
+    def given(self) -> Mapping[str, float]:
+        """Those that were given, and no others."""
+        return self._given
+
     def __getitem__(self, name: str) -> float:
         found = self.get(name)
         if found is None:
@@ -187,6 +192,8 @@ def check_metrics(
     if metrics is not None and type(metrics) is not dict and not isinstance(metrics, Mapping):
         raise GraphnetError(f"metrics are a mapping from a name to a number, not {metrics!r}")
     for name, value in (metrics or {}).items():
+        if not isinstance(name, str):
+            raise GraphnetError(f"a metric has a name, not {name!r}")
         if type(value) is float:  # nearly all: this is done at every optimizer step
             numbers[name] = value
         elif isinstance(value, Mapping):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import floor, isfinite, nan
-from typing import Any
+from typing import Any, SupportsIndex
 
 from graphnet.edit.host import Batch, Loss, Snapshot
 from graphnet.errors import CheckpointError, GraphnetError
@@ -145,7 +146,7 @@ class Policy:
         accountant = self._accountant(net)
         numbers, units = check_metrics(metrics, net.graph)
         named = check_events(events)
-        self._check_step(step)
+        step = self._check_step(step)
         world = Live(net, accountant, step, numbers, batch, loss, self._snapshots, self._remembered)
         remembered = self._remembered
         if net.version != self._version:
@@ -193,15 +194,18 @@ class Policy:
         planned._snapshots = dict(self._snapshots)
         world = Sketch(net, Accountant(net))
         found: list[Outcome] = []
-        for step in steps:
-            planned._check_step(step)
+        if not isinstance(steps, Iterable) or isinstance(steps, str):
+            raise GraphnetError(f"dry_run takes the optimizer steps, such as range(1000), not {steps!r}")
+        for each in steps:
+            step = planned._check_step(each)
             numbers, units = check_metrics(metrics(step) if callable(metrics) else metrics, world.graph)
             for name, groups in units.items():
                 for group, values in groups.items():
                     planned._remembered.units.update(name, group, values)
             world.read(numbers)
             named = check_events(() if events is None else events(step))
-            found += [each for each in planned._tick(world, step, named) if each.status in ("applied", "rejected")]
+            outcomes = planned._tick(world, step, named)
+            found += [outcome for outcome in outcomes if outcome.status in ("applied", "rejected")]
         return found
 
     def _accountant(self, net: Network) -> Accountant:
@@ -220,11 +224,13 @@ class Policy:
         self._bound = weakref.ref(net), accountant
         return accountant
 
-    def _check_step(self, step: int) -> None:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+    def _check_step(self, step: SupportsIndex) -> int:
+        found = step if type(step) is int else None if isinstance(step, bool) else _index(step)  # numpy's integers too
+        if found is None or found < 0:
             raise GraphnetError(f"policy.step: step is a whole number of optimizer steps, not {step!r}")
-        if self._step is not None and step < self._step:
-            raise GraphnetError(f"policy.step: step {step} comes after step {self._step}: steps only go up")
+        if self._step is not None and found < self._step:
+            raise GraphnetError(f"policy.step: step {found} comes after step {self._step}: steps only go up")
+        return found
 
     def _tick(self, world: World, step: int, events: Sequence[str]) -> list[Outcome]:
         remembered, metrics = self._remembered, world.readings
@@ -431,6 +437,13 @@ class Policy:
         self._step, self._epoch, self._applied_at, self._version = counts
         self._directions, self._order = directions, [fresh[rule.rule.name] for rule in self._order]
         self._entries = [(rule, memory[rule.name]) for rule in self._order]
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _whole(value: Any) -> int | None:

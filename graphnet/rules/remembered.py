@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphnet.edit.host import Batch
-from graphnet.errors import CheckpointError
+from graphnet.errors import CheckpointError, GraphnetError
 from graphnet.probes.utility import Utility
 from graphnet.rules.ages import Ages
 from graphnet.rules.events import EventLog
@@ -34,6 +34,8 @@ class Remembered:
         By rule and group: units that are owed a reset, the share of every optimizer step added up.
     utility : Utility or None
         Running utilities, where a rule reads them.
+    trouble : str or None
+        Why they could not be measured on the last batch.
     """
 
     ages: Ages = field(default_factory=Ages)
@@ -41,6 +43,7 @@ class Remembered:
     units: UnitValues = field(default_factory=UnitValues)
     owed: dict[tuple[str, str], float] = field(default_factory=dict)
     utility: Utility | None = None
+    trouble: str | None = None
 
     def follow(self, origins: Mapping[str, str]) -> None:
         """What is known of groups that go on under another name goes with them; ages follow by themselves."""
@@ -52,9 +55,17 @@ class Remembered:
                     self.owed[rule, new] = value
 
     def measure_utility(self, net: Network, batch: Batch | None) -> None:
-        """Take one more batch into the running utilities, where a rule reads them."""
+        """Take one more batch into the running utilities, where a rule reads them.
+
+        A batch on which they are not finite, or that does not fit, is left out: rules that ask for them say so, and the
+        training goes on.
+        """
+        self.trouble = None
         if self.utility is not None and batch is not None:
-            self.utility.update(net, batch)
+            try:
+                self.utility.update(net, batch)
+            except GraphnetError as error:
+                self.trouble = str(error)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain data."""

@@ -16,7 +16,18 @@ from graphnet.rules.arguments import arguments_of
 from graphnet.rules.choosing import chosen_below, lowest_mature, most_that_go
 from graphnet.rules.outcome import Change
 from graphnet.rules.sketch import UnpredictableError
-from graphnet.rules.steps import BY_METRIC, STEPS, Data, Done, Runner, Stage, UnitRunner, check_choice, refuse_promise
+from graphnet.rules.steps import (
+    BY_METRIC,
+    STEPS,
+    Data,
+    Done,
+    Runner,
+    Stage,
+    UnitRunner,
+    check_choice,
+    check_count,
+    refuse_promise,
+)
 from graphnet.schemas.scalars import whole
 from graphnet.schemas.steps import Merge, Permute, Reset, ShrinkAndPerturb, Split
 
@@ -112,6 +123,7 @@ class SplitRunner(UnitRunner):
         count = self._count(group, stage.moment.step) * step.copies
         if count < 1:
             return f"{group.name} has {group.size} units and none to split"
+        check_count("split", group, count)
         born = tuple(range(group.next_id, group.next_id + count))
         after = replace(group, ids=(*group.ids, *born), next_id=group.next_id + count)
         return after, Step("split", group.name, {}, born)

@@ -36,9 +36,12 @@ __all__ = [
     "Stage",
     "UnitRunner",
     "check_choice",
+    "check_count",
     "refuse_promise",
 ]
 
+
+_MOST_NEWBORNS = 2**20
 
 BY_METRIC = "metric"
 """The score that is a metric of units: reported by the loop, registered, or the running ``utility``."""
@@ -206,6 +209,20 @@ class UnitRunner(Runner):
     @abstractmethod
     def perform(self, group: UnitGroup, step: Step, stage: Stage, data: Data) -> str | None:
         """Do it on the live network; text says why there was nothing to do after all."""
+
+
+def check_count(operator: str, group: UnitGroup, count: int) -> None:
+    """Refuse more newborns than a list of them can be made for: such a count is a slip.
+
+    Raises
+    ------
+    EditError
+        There are more than a million.
+    """
+    if count > _MOST_NEWBORNS:
+        raise EditError(
+            f"{operator} {group.name!r}: {count:.4g} units at once; at most {_MOST_NEWBORNS:,} may be added"
+        )
 
 
 def check_choice(registry: Registry[Any], choice: Choice, where: str) -> None:

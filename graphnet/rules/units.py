@@ -17,7 +17,18 @@ from graphnet.rules.arguments import arguments_of
 from graphnet.rules.choosing import chosen_below, lowest_mature, most_that_go
 from graphnet.rules.outcome import Change
 from graphnet.rules.sketch import UnpredictableError
-from graphnet.rules.steps import BY_METRIC, STEPS, Data, Done, Runner, Stage, UnitRunner, check_choice, refuse_promise
+from graphnet.rules.steps import (
+    BY_METRIC,
+    STEPS,
+    Data,
+    Done,
+    Runner,
+    Stage,
+    UnitRunner,
+    check_choice,
+    check_count,
+    refuse_promise,
+)
 from graphnet.schemas.scalars import whole
 from graphnet.schemas.steps import Grow, Prune, Recruit, Retire, Rewind
 
@@ -49,6 +60,7 @@ class GrowRunner(UnitRunner):
             count = whole(step.to.at(at)) - group.size
         if count < 1:
             return f"{group.name} has {group.size} units and none to add"
+        check_count("grow", group, count)
         if stage.moment.preserves == "function" and group.output:
             raise EditError(f"grow {group.name!r} cannot promise preserves='function': a model output reads it")
         born = tuple(range(group.next_id, group.next_id + count))

@@ -14,8 +14,8 @@ from graphnet.errors import EditError, GraphnetError
 from graphnet.ir.graph import Graph
 from graphnet.ir.groups import UnitGroup
 from graphnet.rules.costs import Accountant, check_budgets, check_transient
-from graphnet.rules.engine import CompiledRule, Draft, performed
-from graphnet.rules.execution import Limits, perform_steps
+from graphnet.rules.engine import CompiledRule, Draft, nothing, performed
+from graphnet.rules.execution import Limits, RefusedError, perform_steps
 from graphnet.rules.measure import Measurements, Measuring, NotMeasuring
 from graphnet.rules.metrics import METRICS, Readings
 from graphnet.rules.outcome import CostChange
@@ -37,8 +37,11 @@ class World(Protocol):
     """What a policy needs of the network, live or sketched."""
 
     accountant: Accountant
-    measure: Measurements
     readings: Readings
+
+    @property
+    def measure(self) -> Measurements:
+        """What guards measure."""
 
     @property
     def graph(self) -> Graph:
@@ -70,9 +73,20 @@ class Live:
         self.net, self.accountant = net, accountant
         self._remembered = remembered
         self._given = batch, loss, snapshots
-        self.measure: Measurements = Measuring(net, step, batch, loss, metrics, remembered.utility)
+        self._step = step
+        self._measuring: Measuring | None = None
         self.readings = Readings(metrics, self._registered)
         accountant.refresh(batch)
+
+    @property
+    def measure(self) -> Measurements:
+        """Measures on the batch, each once for every version."""
+        if self._measuring is None:
+            (batch, loss, _), known = self._given, self._remembered
+            self._measuring = Measuring(
+                self.net, self._step, batch, loss, self.readings.given, known.utility, known.trouble
+            )  # fmt: skip
+        return self._measuring
 
     @property
     def data(self) -> Data:
@@ -133,8 +147,10 @@ class Live:
                     "changes": [str(change) for change in done.changes],
                     "cost": {"before": asdict(costs.before), "after": asdict(costs.after)},
                 }
+        except RefusedError as refused:
+            return draft.without(before, refused.places, refused.error)
         except _NothingError:
-            return Draft("no match", places[0].reason, before, draft.places)
+            return nothing(before, draft.places, places)
         except GraphnetError as error:
             return draft.rejected(before, error)
         return performed(draft, done, net)

@@ -129,10 +129,10 @@ def test_a_wrong_pattern_is_a_problem_and_the_rest_is_looked_at(graph: Graph) ->
 
 def test_every_part_of_a_rule_that_cannot_be_done_is_told(graph: Graph) -> None:
     wrong = gn.Rule(
-        name="w", match="units h[sizze>3]",
+        name="w", match="units h[sizze>3] ~> op a",
         steps=[{"do": "grow", "units": "h", "count": 1, "init": "gradmaxx"},
                {"do": "operator", "name": "zzz", "on": "h"},
-               {"do": "insert", "name": "n", "op": "reluu", "inputs": ["h"]}],
+               {"do": "insert", "name": "n", "op": "reluu", "inputs": ["a"]}],
     )  # fmt: skip
     (found,) = lint([wrong], graph)
     assert len(found.problems) == 4
