@@ -47,7 +47,12 @@ class Member:
     @property
     def value(self) -> Tensor:
         """The tensor as it will be, in float64; not to be changed."""
-        return self.scoring.plan.value(self.holder.tensor).double()
+        return self.stored.double()
+
+    @property
+    def stored(self) -> Tensor:
+        """The tensor as it will be, in its own type; not to be changed."""
+        return self.scoring.plan.value(self.holder.tensor)
 
     @property
     def count(self) -> int:

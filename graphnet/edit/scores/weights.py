@@ -61,7 +61,8 @@ def _elementwise(
     mean: bool = False,
 ) -> Tensor:  # fmt: skip
     found = members_of(scoring, which)
-    parts = [member.sums(member.value.abs() if power == 1 else member.value.square()) for member in found]
+    # absolute values are exact in any type; sums are taken in float64
+    parts = [member.sums(member.stored.abs() if power == 1 else member.value.square()) for member in found]
 
     def finish(total: Tensor, count: float) -> Tensor:
         total = total / count if mean else total
