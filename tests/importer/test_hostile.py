@@ -367,6 +367,13 @@ def test_a_norm_couples_the_positions_that_hold_units(kind: Callable[[], nn.Modu
     assert any("along it" in str(why) for why in found), found
 
 
+def test_a_sum_couples_the_units_that_it_adds_up() -> None:
+    net = gn.from_torch(sandwich(lambda x: x.view(-1, 3, 4).cos().sum(1), 4), row())
+    found = {group.size: str(group.coupled) for name, group in net.graph.groups.items() if name.startswith("a")}
+    assert "it is summed over" in found[3]  # a unit that is zero adds cos(0)
+    assert found[4] == "None"
+
+
 def test_a_layer_under_weight_norm_is_coupled_along_the_length_of_its_weight() -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), parametrizations.weight_norm(nn.Linear(6, 3)))
     groups = gn.from_torch(model, row()).graph.groups

@@ -31,11 +31,13 @@ class Reduce(Call):
         dims = axes(given.get("dim"), len(x))
         keep = bool(given.get("keepdim", False))
         for dim in dims:
-            if self.function in _SUMS:
-                ctx.contract(x[dim], "it is summed over")
-            elif self.function in _INDEX or (self.function in ("max", "min") and "dim" in given):
+            if self.function in _INDEX or (self.function in ("max", "min") and "dim" in given):
                 ctx.freeze(x[dim], "positions along it are returned")
-            elif not ctx.fixed(x[dim]):
+            elif ctx.fixed(x[dim]):
+                continue
+            elif self.function in _SUMS:  # a unit without weights may still add to it: cos(0) is 1
+                ctx.couple(x[dim], "it is summed over")
+            else:
                 ctx.couple(x[dim], "a statistic is taken along it")
         out: list[Layout] = []
         for position, layout in enumerate(x):
