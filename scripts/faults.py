@@ -1417,22 +1417,6 @@ _PARALLEL = (
         '"values of newborns": _digest(),',
         ("tests/runtime/test_parallel.py::test_where_they_differ_every_process_raises_and_nothing_changes",),
     ),
-    Fault(
-        "wrapper_of_old_parameters",
-        "graphnet/runtime/parallel.py",
-        "after an edit gradients are exchanged by a wrapper of the parameters before",
-        "if made is None or self.stale or not _same(made[0], parameters):",
-        "if made is None:",
-        ("tests/runtime/test_parallel.py::test_both_go_through_the_same_edits_as_one_process_on_the_whole_batch",),
-    ),
-    Fault(
-        "commit_not_confirmed",
-        "graphnet/runtime/parallel.py",
-        "a commit that fails on one process stands on the others",
-        "            self._exchange({})\n",
-        "            self.awaited = False\n",
-        ("tests/runtime/test_parallel.py::test_a_commit_that_fails_on_one_process_is_undone_on_the_other",),
-    ),
 )
 
 _COMPILERS = (
