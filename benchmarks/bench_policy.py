@@ -1,15 +1,20 @@
 """What a policy of ten rules costs a training step while none of them fires.
 
-The same training step of the study's small convolutional network is timed bare, bare again (the control: what
-differs between the two is noise), and with the policy stepped behind it. The order rotates from round to round and
-medians are compared. The policy alone is timed too, since its cost is below what a difference of steps can show:
+A training step of a small convolutional network (two convolutions of 8 and 16 channels on 16 x 16 pixels, three hidden
+layers; the study's own is larger) is timed bare, bare again (the control: what differs between the two is noise), and
+with the policy stepped behind it. The order rotates from round to round and medians are compared. The cost is below
+what a difference of steps can show, so the policy alone is timed too, in the same rounds:
 
-- asked every 100 steps: the ten rules as the example policies have them, between two of their ticks;
-- asked at every step: the same rules due at every step, each pattern matched and each guard false.
+- not due: the ten rules as the example policies have them, between two of their ticks;
+- all due: the same rules due at every step, each with its match and its guard false or its pattern nowhere.
+
+On a machine that does other work as well, medians hold that work; the minimum is what the calls themselves take.
+`python benchmarks/bench_policy.py [--check]`; with --check the status is 1 where a minimum passes 1% of a step.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -22,7 +27,8 @@ from graphnet.ir.builders import convnet
 from graphnet.rules import Policy, load_policy
 from graphnet.runtime.network import Network
 
-ROUNDS, BATCH, CALLS = 60, 32, 2_000
+ROUNDS, BATCH, CALLS = 60, 32, 50
+LIMIT = 1.0  # percent
 
 HIDDEN = "units h[role=hidden]"
 GROW = [{"do": "grow", "units": "h", "count": 4}]
@@ -76,7 +82,7 @@ class Stepped:
         self.policy.step(self.net, step=self.at, metrics={"loss": 1.0 / self.at, "accuracy": 0.5})
 
 
-def main() -> None:
+def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = Network(convnet((3, 16, 16), channels=(8, 16), hidden=(64, 64, 32)), seed=0)
@@ -103,6 +109,7 @@ def main() -> None:
         "ten rules, all due": with_always,
     }  # fmt: skip
     found: dict[str, list[float]] = {name: [] for name in cases}
+    alone: dict[str, list[float]] = {"ten rules, not due": [], "ten rules, all due": []}
     for action in cases.values():
         seconds(action, 5)
     names = list(cases)
@@ -110,20 +117,29 @@ def main() -> None:
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             found[name].append(seconds(cases[name]))
-    step = median(found["bare"])
-    print(f"training step, batch {BATCH}, {ROUNDS} rounds, medians")
+        for name, policy in (("ten rules, not due", seldom), ("ten rules, all due", always)):
+            alone[name].append(seconds(policy, CALLS))
+    step, least = median(found["bare"]), min(found["bare"] + found["bare again (control)"])
+    print(f"training step, batch {BATCH}, {ROUNDS} rounds: median, minimum")
     for name, times in found.items():
-        print(f"  {name:<24}{1e6 * median(times):>10.1f} us   {100 * (median(times) / step - 1):+6.2f} %")
-
-    print(f"policy.step alone, medians of 7 x {CALLS} calls")
-    for name, policy in (("ten rules, not due", seldom), ("ten rules, all due", always)):
-        cost = median(seconds(policy, CALLS) for _ in range(7))
-        print(f"  {name:<24}{1e6 * cost:>10.1f} us   {100 * cost / step:6.2f} % of a step")
+        print(
+            f"  {name:<24}{1e6 * median(times):>10.1f} us {100 * (median(times) / step - 1):+7.2f} %"
+            f"{1e6 * min(times):>12.1f} us {100 * (min(times) / least - 1):+7.2f} %"
+        )
+    print(f"policy.step alone, {ROUNDS} x {CALLS} calls: median and minimum, and that share of a step")
+    shares = []
+    for name, times in alone.items():
+        shares.append(100 * min(times) / least)
+        print(
+            f"  {name:<24}{1e6 * median(times):>10.1f} us {100 * median(times) / step:7.2f} %"
+            f"{1e6 * min(times):>12.1f} us {shares[-1]:7.2f} %"
+        )
     hits = sum(entry["hits"] for each in (seldom, always) for entry in each.policy.stats().values())
     assert hits == 0, "a rule fired"
     misses = {status for entry in always.policy.stats().values() for status in entry["misses"]}
     assert misses == {"not due", "guard false", "no match"}
+    return 1 if "--check" in sys.argv[1:] and max(shares) > LIMIT else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
