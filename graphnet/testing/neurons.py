@@ -92,7 +92,7 @@ def neurons(graph: Graph, tensors: Mapping[str, Any], inputs: Sequence[Any]) -> 
     -------
     tuple of array or None
         The outputs; None for a graph with other ops than linear layers, convolutions, activations, sums, products,
-        concats, batch norms and pools, or of more than 20,000 edges.
+        concats, batch norms and pools, with a depthwise multiplier above one, or of more than 20,000 edges.
 
     Examples
     --------
@@ -126,6 +126,8 @@ def neurons(graph: Graph, tensors: Mapping[str, Any], inputs: Sequence[Any]) -> 
             continue
         read = [producer for producer, _ in node.inputs]
         layer = _Layer(graph, name, node, edges, keys[read[0]], keys[name], arrays)
+        if _rows_read_apart(node.op, keys[name]):
+            return None
         rule = rules[name]
         assert rule is not None
         values[name] = rule(layer, *(values[producer] for producer in read))
@@ -134,6 +136,12 @@ def neurons(graph: Graph, tensors: Mapping[str, Any], inputs: Sequence[Any]) -> 
 
 def _rule_of(op: Op) -> Rule | None:
     return next((RULES[kind] for kind in type(op).__mro__ if kind in RULES), None)
+
+
+def _rows_read_apart(op: Op, targets: Sequence[UnitNode]) -> bool:
+    """Whether rows of one unit read different channels: a multiplier's units stand once for each channel."""
+    grouped = isinstance(op, Conv1d | Conv2d) and (op.depthwise or op.groups != 1)
+    return grouped and len(set(targets)) < len(targets)
 
 
 def _first_units(graph: Graph, name: str) -> bool:

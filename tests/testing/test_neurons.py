@@ -102,3 +102,12 @@ def test_it_reads_the_units_that_are_live() -> None:
         edit.retire("fc1", units=[1, 3])
     (found,) = neurons(net.graph, net.state_dict(), [x]) or ()
     np.testing.assert_allclose(found, net(x).detach().numpy(), rtol=1e-12)
+
+
+def test_a_depthwise_multiplier_is_left_out() -> None:
+    """Its units stand once for each channel, and read another one each time."""
+    net = random_network(gn.convnet((2, 4, 4), channels=(3,), hidden=()), 0)
+    assert check_neurons(net)
+    with net.edit() as edit:
+        edit.replace("conv1", by="separable", rank=2)
+    assert not check_neurons(net)
