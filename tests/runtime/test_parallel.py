@@ -264,7 +264,7 @@ def worker(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     folder = tmp_path_factory.mktemp("ranks")
     script = subprocess.run(
-        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=900, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
     assert script.returncode == 0, script.stderr
