@@ -61,7 +61,7 @@ class Registry(Generic[F]):
         missing = [p.name for p in known if p.default is inspect.Parameter.empty and p.name not in options]
         if missing:
             raise EditError(f"the {self.kind} {name!r} needs {', '.join(f'{option}=' for option in missing)}")
-        types = _annotations(function)
+        types = _annotations(function) if options else {}
         for option, value in options.items():
             expected = _misfit(types.get(option), value)
             if expected:
