@@ -178,7 +178,7 @@ def run(data: dict[str, Any], graph: gn.Graph) -> None:
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=25, deadline=None, suppress_health_check=CHECKS)
 @given(policies(), graphs())
 def test_random_policies_keep_networks_valid_and_within_budgets(data: dict[str, Any], graph: gn.Graph) -> None:
     run(data, graph)
