@@ -19,7 +19,7 @@ from graphnet.ir.layout import Layout
 from graphnet.ir.ops.base import Emitter
 from graphnet.ir.ops.io import Input, Output
 
-__all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "rebind", "refresh_modules", "tie"]
+__all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "rebind", "refresh_modules", "same_code", "tie"]
 
 
 def build_modules(graph: Graph, root: nn.Module) -> None:
@@ -113,6 +113,28 @@ def carries_sizes(graph: Graph) -> bool:
     return any(node.op.relower for node in graph.nodes.values())
 
 
+def same_code(before: Graph, after: Graph) -> bool:
+    """Whether a width edit leaves the emitted code as it is: no op whose code holds sizes has to do with what changed.
+
+    Where an op only might have to do with it (its attributes name a group) the answer is no.
+    """
+    changed = {key for key, size in after.sizes.items() if before.sizes.get(key) != size}
+    for name, node in after.nodes.items():
+        if not node.op.relower:
+            continue
+        old = before.nodes.get(name)
+        if old is None or old.op != node.op or before.op_sizes(name) != after.op_sizes(name):
+            return False
+        dims = [dim for producer, port in node.inputs for dim in after.dims(producer, port)]
+        dims += [dim for output in node.outputs for dim in output]
+        if not changed.isdisjoint(key for dim in dims for key in dim.atoms()):
+            return False
+        said = repr(node.op)
+        if any(key in said for key in changed):
+            return False
+    return True
+
+
 def lower(
     graph: Graph,
     root: nn.Module,
@@ -186,7 +208,8 @@ def rebind(program: fx.GraphModule, root: nn.Module) -> None:
         if node.op == "get_attr":
             path, _, attribute = str(node.target).rpartition(".")
             home, held = program.get_submodule(path), getattr(root.get_submodule(path), attribute)
-            for table in (home._parameters, home._buffers):
+            tables: tuple[dict[str, Any], ...] = (home._parameters, home._buffers)
+            for table in tables:
                 if attribute in table:
                     table[attribute] = held
 
