@@ -237,7 +237,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
         if (outcome := by_name.get(fault.name)) is not None:
             test = f"`{outcome.killed_by.removeprefix('tests/')}`" if outcome.killed_by else "**none**"
             test = test.replace("|", "\\|")
-            lines.append(f"| `{fault.name}` | `{fault.file}` | {fault.what} | {test} |")
+            what = fault.what.replace("*", "\\*")
+            lines.append(f"| `{fault.name}` | `{fault.file}` | {what} | {test} |")
     return "\n".join(lines) + "\n"
 
 
