@@ -143,7 +143,9 @@ def _parametrizations(module: nn.Module) -> nn.Module:
 def _is_parametrized(root: nn.Module, name: str) -> bool:
     path, _, attribute = name.rpartition(".")
     module = _at(root, path)
-    return isinstance(module, nn.Module) and "parametrizations" in module._modules and is_parametrized(module, attribute)
+    if not isinstance(module, nn.Module) or "parametrizations" not in module._modules:
+        return False
+    return is_parametrized(module, attribute)
 
 
 def _at(root: nn.Module, name: str) -> Any:

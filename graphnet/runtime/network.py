@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from graphnet.compilers.exporters import dynamic_shapes, example_inputs, to_export, to_onnx
-from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, tie
+from graphnet.compilers.plain import build_modules, carries_sizes, lower, refresh_modules, same_code, tie
 from graphnet.edit.edit import Edit
 from graphnet.edit.forecast import touched
 from graphnet.edit.host import Batch, Evaluation, Loss, OptimizerKind, Slot, Snapshot
@@ -427,7 +427,7 @@ class Network(nn.Module):
         if structure is not None:
             program = lower(result.graph, self, find=structure.find)
         elif carries_sizes(result.graph):
-            program = lower(result.graph, self)
+            program = current.program if same_code(current.graph, result.graph) else lower(result.graph, self)
         moved = sum(touched(plan).values()) if low_memory else bytes_of(result)
         version = Version(
             result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
