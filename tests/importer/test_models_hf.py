@@ -64,7 +64,7 @@ def check_refusals(report: Any) -> None:
 def check_row(name: str, net: Any) -> None:
     """The page says of this model what is so."""
     rows = table.read(table.PAGE.read_text(encoding="utf-8"))
-    assert rows[name].lasting == table.described(net), f"run: {sys.executable} {_FILE} '{name}'"
+    assert rows[name].lasting == table.described(net).lasting, f"run: {sys.executable} {_FILE} '{name}'"
 
 
 def goes_out(net: Any, inputs: tuple[Any, ...], folder: Path) -> None:
