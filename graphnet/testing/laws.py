@@ -368,15 +368,27 @@ Places: TypeAlias = "tuple[list[Any], list[Any]]"
 def _shared(old: Graph, new: Graph, steps: Sequence[Step] = ()) -> dict[str, Places]:
     """For each tensor that has the same layouts in both graphs: where the units that stay are, before and after.
 
-    A unit that one of these steps dropped has not stayed, even if another one brought it back.
+    A unit that one of these steps dropped has not stayed, even if another one brought it back. Nor have the units of
+    a group that these steps joined with another and parted again: it has the other one's ids.
     """
     left = {(step.group, unit) for step in steps for unit in step.dropped}
     ids = {name: tuple(u for u in units if (name, u) not in left) for name, units in survivors(old, new).items()}
+    rewired = bool(_WIRING & {step.operator for step in steps})
+    moved = {step.group for step in steps if step.operator == "permute"}
+    joined = {
+        name for name, units in ids.items()
+        if rewired and name not in moved and units != tuple(u for u in old.groups[name].ids if u in set(units))
+    }  # fmt: skip
     found = {}
     for name, spec in new.tensors.items():
-        if name in old.tensors and old.tensors[name].dims == spec.dims:
+        groups = {atom for dim in spec.dims for atom in dim.atoms()}
+        if name in old.tensors and old.tensors[name].dims == spec.dims and not groups & joined:
             found[name] = positions(old, name, ids), positions(new, name, ids)
     return found
+
+
+_WIRING = {"insert", "redirect", "remove", "deepen"}
+"""Operators that may join two groups into one, or part them."""
 
 
 def _axes(net: Network) -> dict[str, tuple[str, tuple[int, ...]]]:
