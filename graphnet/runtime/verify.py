@@ -11,7 +11,7 @@ from torch import Tensor
 from graphnet.edit.host import Evaluation
 from graphnet.edit.plan import Plan, weakest
 from graphnet.edit.view import HostView
-from graphnet.errors import EditError
+from graphnet.errors import EditError, GraphnetError
 from graphnet.ir.graph import Graph
 from graphnet.ir.ops.aten.call import Call, target_of
 from graphnet.ir.ops.base import Op
@@ -24,9 +24,11 @@ _COARSE = 5e-2
 
 
 def check_function(plan: Plan, example: Sequence[Any]) -> None:
-    """Run the network before and after a planned edit on an example, where the edit says that nothing changes.
+    """Run the network before and after a planned edit on an example.
 
-    It catches what layouts and rules cannot see: a norm written by hand, a literal division by a width.
+    Where the edit says that nothing changes, outputs are compared: it catches what layouts and rules cannot see, such
+    as a norm written by hand, or a literal division by a width. Where ops came, went or read something else, the
+    network must still run: an op of an imported program may need the type that a cast before it gave.
 
     Parameters
     ----------
@@ -37,9 +39,10 @@ def check_function(plan: Plan, example: Sequence[Any]) -> None:
     Raises
     ------
     EditError
-        The outputs differ; nothing was changed.
+        The outputs differ, or the network no longer runs; nothing was changed.
     """
-    if weakest(*(step.preserves for step in plan.steps)) != "function":
+    claimed = weakest(*(step.preserves for step in plan.steps)) == "function"
+    if not claimed and _wiring(plan.base) == _wiring(plan.graph):
         return
     host = plan.host.behind if isinstance(plan.host, HostView) else plan.host
     batch = (tuple(example),) if len(example) > 1 else (example[0],)
@@ -50,18 +53,33 @@ def check_function(plan: Plan, example: Sequence[Any]) -> None:
             torch.default_generator.manual_seed(chance)
             return host.evaluate(graph, tensors, batch)
 
+    steps = ", ".join(dict.fromkeys(step.operator for step in plan.steps))
+    try:
+        after = run(plan.graph, plan.values(), 0)
+    except GraphnetError:
+        raise
+    except Exception as error:
+        raise EditError(
+            f"the edit ({steps}) would leave a network that does not run on the example ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}). Nothing was changed"
+        ) from error
+    if not claimed:
+        return
     before = run(plan.base, live, 0)
     if any(_draws(node.op) for node in plan.base.nodes.values()) and gap(before.output, run(plan.base, live, 1).output):
         return  # it draws random numbers in evaluation mode too, so that outputs cannot be compared
-    after = run(plan.graph, plan.values(), 0)
     far = gap(before.output, after.output)
     if far is not None:
-        steps = ", ".join(dict.fromkeys(step.operator for step in plan.steps))
         raise EditError(
             f"the edit ({steps}) was to preserve the function, but on the stored example the output {far}: some op "
             "depends on a width in a way that the graph does not show (a hand-written norm, a division by a number of "
             "units). Nothing was changed; make the edit without that promise if the change is what you want"
         )
+
+
+def _wiring(graph: Graph) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What each op is and what it reads."""
+    return {name: (node.op.op, node.op.inputs) for name, node in graph.nodes.items()}
 
 
 def _draws(op: Op) -> bool:

@@ -47,3 +47,23 @@ def test_the_check_leaves_modes_and_statistics_alone() -> None:
     for name, value in counted.items():
         if value.dim() == 0:
             assert torch.equal(value, net.get_buffer(name))
+
+
+def test_an_edit_after_which_an_imported_program_does_not_run_is_refused() -> None:
+    """A mean needs the type that the cast before it gave; the graph knows layouts, and no types."""
+
+    class Share(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.layer(x) > 0).float().mean(-1, keepdim=True) * x
+
+    net = gn.from_torch(Share(), (torch.randn(2, 4),))
+    x = torch.randn(2, 4)
+    before = net(x)
+    with pytest.raises(gn.EditError, match="run on the"), net.edit() as edit:
+        edit.remove("to")
+    assert net.version == 0
+    assert torch.equal(net(x), before)
