@@ -369,7 +369,8 @@ def _shared(old: Graph, new: Graph, steps: Sequence[Step] = ()) -> dict[str, Pla
     """For each tensor that has the same layouts in both graphs: where the units that stay are, before and after.
 
     A unit that one of these steps dropped has not stayed, even if another one brought it back. Nor have the units of
-    a group that these steps joined with another and parted again: it has the other one's ids.
+    a group that these steps joined with another and parted again: it has the other one's ids. Taps of a kernel that
+    was made smaller and larger again have gone too.
     """
     left = {(step.group, unit) for step in steps for unit in step.dropped}
     ids = {name: tuple(u for u in units if (name, u) not in left) for name, units in survivors(old, new).items()}
@@ -379,10 +380,11 @@ def _shared(old: Graph, new: Graph, steps: Sequence[Step] = ()) -> dict[str, Pla
         name for name, units in ids.items()
         if rewired and name not in moved and units != tuple(u for u in old.groups[name].ids if u in set(units))
     }  # fmt: skip
+    kernels = {f"{step.arguments['name']}.weight" for step in steps if step.operator == "kernel"}
     found = {}
     for name, spec in new.tensors.items():
         groups = {atom for dim in spec.dims for atom in dim.atoms()}
-        if name in old.tensors and old.tensors[name].dims == spec.dims and not groups & joined:
+        if name in old.tensors and old.tensors[name].dims == spec.dims and not groups & joined and name not in kernels:
             found[name] = positions(old, name, ids), positions(new, name, ids)
     return found
 
