@@ -333,20 +333,27 @@ def _check_output(net: Network, inputs: Sequence[Tensor], one: Any, two: Any, wh
 
 
 def _noise(net: Network, inputs: Sequence[Tensor]) -> tuple[float, dict[str, float]]:
-    """What rounding every parameter once does: to the outputs, as a share of their maximum, and to each gradient."""
-    rounded, generator = copy.deepcopy(net), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name in net.graph.tensors:
-            tensor = rounded.tensor(name)
-            if tensor.is_floating_point():
-                drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor)
-                tensor.add_(tensor * drawn * torch.finfo(tensor.dtype).eps)
-    one, two = (
-        out if isinstance(out, tuple) else (out,) for out in (output_of(net, inputs), output_of(rounded, inputs))
-    )
-    shares = [float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300) for a, b in zip(one, two, strict=True)]
-    before, after = _gradients(net, inputs), _gradients(rounded, inputs)
-    return max(shares), {name: float((before[name] - after[name]).abs().max()) for name in before}
+    """What rounding every parameter once does: to the outputs, as a share of their maximum, and to each gradient.
+
+    The larger of two roundings in opposite directions. Zeros are moved too, as sums that come to zero would be: behind
+    a layer of zeros a ReLU stands at its kink, and any rounding decides on which side.
+    """
+    one, before = output_of(net, inputs), _gradients(net, inputs)
+    share, gaps = 0.0, dict.fromkeys(before, 0.0)
+    for sign in (1.0, -1.0):
+        rounded, generator = copy.deepcopy(net), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name in net.graph.tensors:
+                tensor = rounded.tensor(name)
+                if tensor.is_floating_point():
+                    drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor)
+                    size = torch.where(tensor == 0, torch.ones_like(tensor), tensor)
+                    tensor.add_(sign * size * drawn * torch.finfo(tensor.dtype).eps)
+        two, after = output_of(rounded, inputs), _gradients(rounded, inputs)
+        pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (one, two)), strict=True)
+        share = max(share, *(float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300) for a, b in pairs))
+        gaps = {name: max(gap, float((before[name] - after[name]).abs().max())) for name, gap in gaps.items()}
+    return share, gaps
 
 
 def _gradients(net: Network, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
