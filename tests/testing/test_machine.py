@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, reject, settings
+from hypothesis import HealthCheck, Phase, reject, settings
 from hypothesis.stateful import RULE_MARKER, RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from torch.optim import Optimizer
 
@@ -16,9 +16,11 @@ import graphnet as gn
 from graphnet.testing import COUNTS, SurgeryMachine
 from graphnet.testing.machine import counted
 
+# Not made smaller: what is broken on purpose need only be found.
 SHORT = settings(
-    max_examples=6, stateful_step_count=12, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+    max_examples=6, stateful_step_count=12, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate], report_multiple_bugs=False,
+)  # fmt: skip
 
 TestSurgery = SurgeryMachine.TestCase
 
