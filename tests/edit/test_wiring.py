@@ -515,3 +515,10 @@ def test_new_weights_lie_as_torch_lays_them(by: str) -> None:
         return loss
 
     optimizer.step(closure)
+
+
+def test_real_numbers_are_not_computed_before_an_embedding() -> None:
+    net = gn.Network(gn.transformer(7, width=4, depth=1, heads=2, context=5), seed=0)
+    with pytest.raises(gn.EditError, match="computes with real numbers"), net.edit() as edit:
+        edit.insert("relu", "odd", inputs=net.graph.inputs[0].name, before="tok")
+    assert net.version == 0

@@ -21,14 +21,21 @@ from graphnet.edit.proof import Prover, dirac, rewired
 from graphnet.errors import EditError, GraphError
 from graphnet.ir.graph import Graph
 from graphnet.ir.ops import OPS
+from graphnet.ir.ops.activation import Activation
 from graphnet.ir.ops.base import Op
 from graphnet.ir.ops.conv import Conv1d, Conv2d
 from graphnet.ir.ops.dense import LinearOp
 from graphnet.ir.ops.io import Input, Output
+from graphnet.ir.ops.norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 
 __all__ = ["build_op", "fresh_tensors", "insert", "node_of", "readers_of", "redirect", "remove", "rewire"]
 
 _INITS = ("default", "zeros", "identity", "kaiming")
+_NUMBERS = frozenset(
+    kind for kind, cls in OPS.items()
+    if issubclass(cls, Activation | LinearOp | Conv1d | Conv2d | BatchNorm | LayerNorm | GroupNorm | RMSNorm)
+)  # fmt: skip
+"""Ops that need numbers with a fraction; the graph knows layouts, and types only where they enter."""
 
 
 def insert(
@@ -57,6 +64,10 @@ def insert(
     if name in plan.graph.nodes or name in plan.loose:
         raise EditError(f"{what}: there is an op of that name already; give the new one another")
     read = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    for source in read:
+        node = plan.graph.nodes.get(source)
+        if node is not None and isinstance(node.op, Input) and node.op.dtype != "float" and kind in _NUMBERS:
+            raise EditError(f"{what}: {kind!r} computes with real numbers, and {source!r} gives {node.op.dtype}s")
     op = build_op(plan, kind, name, read, like, dict(attributes or {}))
     tensors = fresh_tensors(plan, op, init, batch)
     if beside is not None and beside not in plan.graph.tensors:
