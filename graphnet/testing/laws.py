@@ -58,6 +58,7 @@ __all__ = [
     "check_lowering",
     "check_masked",
     "check_next_update",
+    "check_output",
     "check_permutation",
     "check_preservation",
     "check_preserved",
@@ -183,7 +184,7 @@ def _preserved(before: _Before) -> bool:
         return False
     after = output_of(net, before.inputs)
     what = f"{_named(net)} says preserves='function', but the function"
-    _check_output(net, before.inputs, before.output, after, what, tolerance_of("function", after))
+    check_output(net, before.inputs, before.output, after, what, tolerance_of("function", after))
     return True
 
 
@@ -318,7 +319,7 @@ _ROUNDINGS = 100.0
 """How many times the effect of rounding every parameter a difference may be, in an ill-conditioned network."""
 
 
-def _check_output(net: Network, inputs: Sequence[Tensor], one: Any, two: Any, what: str, tolerance: float) -> None:
+def check_output(net: Network, inputs: Sequence[Tensor], one: Any, two: Any, what: str, tolerance: float) -> None:
     """Two outputs agree within the tolerance, or within what rounding does to this network.
 
     A norm over a group of one unit, for instance, divides rounding errors by the root of its epsilon.
@@ -498,7 +499,7 @@ def check_lowering(net: Network, *inputs: Tensor, tolerance: float | None = None
     expected = tuple(torch.from_numpy(out) for out in reference.evaluate(net.graph, tensors, inputs))
     lowered = lowered if isinstance(lowered, tuple) else (lowered,)
     allowed = tolerance_of("lowering", lowered) if tolerance is None else tolerance
-    _check_output(net, inputs, expected, lowered, "lowering against the reference evaluator", allowed)
+    check_output(net, inputs, expected, lowered, "lowering against the reference evaluator", allowed)
     if counted:
         COUNTS.held("lowering")
 

@@ -33,10 +33,10 @@ from graphnet.ir.ops.pool import AdaptiveAvgPool, AvgPool, MaxPool
 from graphnet.ir.ops.shape import Concat, Flatten
 from graphnet.ir.reference import REFERENCES, Call
 from graphnet.runtime.network import Network
-from graphnet.testing.compare import check_close, tolerance_of
+from graphnet.testing.compare import tolerance_of
 from graphnet.testing.counting import COUNTS
 from graphnet.testing.data import dtype_of, sample
-from graphnet.testing.laws import output_of
+from graphnet.testing.laws import check_output, output_of
 
 __all__ = ["check_neurons", "neurons"]
 
@@ -176,7 +176,7 @@ def check_neurons(net: Network, *inputs: Tensor) -> bool:
     output = output_of(net, inputs)
     output = output if isinstance(output, tuple) else (output,)
     expected = tuple(torch.from_numpy(part) for part in found)
-    check_close(expected, output, "neuron by neuron", tolerance=tolerance_of("lowering", output))
+    check_output(net, inputs, expected, output, "neuron by neuron", tolerance_of("lowering", output))
     COUNTS.held("neurons")
     return True
 
