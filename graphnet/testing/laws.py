@@ -674,13 +674,16 @@ def check_masked(
         tensor: (take(twin.tensor(tensor).detach(), old).double(), take(net.tensor(tensor).detach(), new).double())
         for tensor, (old, new) in _shared(twin.graph, net.graph).items()
     }
-    # Beside the largest tensor of its op: the gradient of a bias before a batch norm is nothing but rounding errors.
+    # A vector beside the largest tensor of its op, for the gradient of a bias before a batch norm is nothing but
+    # rounding errors; every other tensor beside itself.
     scales: dict[str, float] = {}
     for tensor, (one, _) in pairs.items():
         op = tensor.rpartition(".")[0]
         scales[op] = max(scales.get(op, 1e-30), float(one.abs().max()) if one.numel() else 0.0)
     for tensor, (one, two) in pairs.items():
-        gap = float((one - two).abs().max()) / scales[tensor.rpartition(".")[0]] if one.numel() else 0.0
+        own = float(one.abs().max()) + 1e-30 if one.numel() else 1.0
+        scale = own if one.dim() > 1 else scales[tensor.rpartition(".")[0]]
+        gap = float((one - two).abs().max()) / scale if one.numel() else 0.0
         allowed = tolerance_of("trajectory", net.tensor(tensor)) if tolerance is None else tolerance
         if not gap <= allowed:
             raise AssertionError(

@@ -329,7 +329,7 @@ FORGERIES: dict[str, tuple[str, Forge]] = {
     "transposed": ("shape", lambda t, d: t.update({"tensor/fc1.weight": t["tensor/fc1.weight"].T.contiguous()})),
     "dtype": ("is to be trained", lambda t, d: t.update({"tensor/fc1.bias": t["tensor/fc1.bias"].long()})),
     "stray": ("belong to nothing", lambda t, d: t.update({"tensor/extra": torch.zeros(3)})),
-    "path above": ("belong to nothing", lambda t, d: t.update({"../../../tmp/evil": torch.zeros(3)})),
+    "path above": ("belong to nothing", lambda t, d: t.update({"../../../elsewhere/evil": torch.zeros(3)})),
     "path absolute": ("belong to nothing", lambda t, d: t.update({"/etc/evil": torch.zeros(3)})),
     "path asked for": ("lacks the tensor '/etc/passwd'", lambda t, d: d["extra"].update(a={"!tensor": "/etc/passwd"})),
     "path of a birth": (
@@ -523,7 +523,7 @@ def _traversing(content: bytes) -> bytes:
     length = int.from_bytes(content[:8], "little")
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     del header["__metadata__"]
-    header["../../../tmp/evil"] = header.pop("tensor/fc1.bias")
+    header["../../../elsewhere/evil"] = header.pop("tensor/fc1.bias")
     return sealed_header(header, body)
 
 
