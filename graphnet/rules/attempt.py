@@ -23,7 +23,7 @@ def view_of(world: World, step: int, previous: int, remembered: Remembered, budg
     """What the guards of a policy may look at, at one call of it."""
     return View(
         world.graph, step, previous, world.readings, remembered.units, {}, remembered.ages, remembered.events, budgets,
-        world.accountant, world.measure,
+        world.accountant, world,
     )  # fmt: skip
 
 

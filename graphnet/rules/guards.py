@@ -60,6 +60,14 @@ class Verdict:
         return self.said if isinstance(self.said, str) else self.said(step)
 
 
+class Measured(Protocol):
+    """What has measurements, made when they are first asked for."""
+
+    @property
+    def measure(self) -> Measurements:
+        """The measurements."""
+
+
 @dataclass(slots=True)
 class View:
     """What guards may look at, at one call of the policy; one view serves all of its rules.
@@ -79,8 +87,8 @@ class View:
     budgets : Budgets
     accountant : Accountant
         Knows what the graph costs.
-    measure : Measurements
-        Measures what the metrics do not give.
+    measured : Measured
+        Where :attr:`measure` comes from.
     shared : dict
         Verdicts, by guard, that are the same for every match of the rule at hand.
     """
@@ -95,8 +103,13 @@ class View:
     events: EventLog
     budgets: Budgets
     accountant: Accountant
-    measure: Measurements
+    measured: Measured
     shared: dict[Check, Verdict] = field(default_factory=dict)
+
+    @property
+    def measure(self) -> Measurements:
+        """Measures what the metrics do not give."""
+        return self.measured.measure
 
     def costs(self) -> Costs:
         """Costs of the graph."""

@@ -30,6 +30,8 @@ class RuleMemory:
         How the rule ends for the time being: before the step ``until``, and as long as ``cost`` and ``noted`` are what
         they were.
     until : float
+    due : float
+        The same for the schedule and the cooldowns of a rule that is due: they need not be asked before this step.
     cost : CostChange or None
         That of the network when the rule was last looked at: the same object as long as the network is the same.
     noted : int
@@ -40,6 +42,7 @@ class RuleMemory:
     applied_at: int | None = None
     rest: Teller | None = None
     until: float = -1.0
+    due: float = -1.0
     cost: CostChange | None = None
     noted: int = -1
     seconds: float = 0.0
@@ -50,11 +53,27 @@ class RuleMemory:
     _status: Status | None = None
     _latest: Outcome | None = None
     _times: int = 0
+    _known: dict[str, Any] | None = None  # fields of the latest outcome, while the rule rests
 
-    def keep(self, rest: Teller | None, until: float, cost: CostChange, noted: int) -> None:
-        """Take what the rule came to as its answer for the time being."""
+    def keep(self, rest: Teller | None, due: bool, until: float, cost: CostChange, noted: int) -> None:
+        """Take what the rule came to as its answer for the time being; ``until`` is that of its timer."""
         self.until = -1.0 if rest is None else min(until, rest.until)
-        self.rest, self.cost, self.noted = rest, cost, noted
+        self.due = until if due and rest is not None else -1.0  # one that was applied has a cooldown now
+        self.rest, self.cost, self.noted, self._known = rest, cost, noted, None
+
+    def again(self, step: int) -> Outcome | None:
+        """The last outcome once more, counted; None where the last one was not like it."""
+        latest = self._latest
+        if latest is None or latest.teller is not self.rest:
+            return None
+        known = self._known
+        if known is None:
+            words = ("reason", "matches")  # of the step at which somebody read it
+            known = self._known = {name: value for name, value in latest.__dict__.items() if name not in words}
+        known["step"] = step
+        self._latest = outcome = Outcome.of_fields(known)
+        self._times += 1
+        return outcome
 
     def count(self, outcome: Outcome, seconds: float) -> None:
         """Take note of an attempt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -10,6 +11,8 @@ from graphnet.errors import GraphnetError
 __all__ = ["Change", "CostChange", "Costs", "MatchOutcome", "Outcome", "Status", "Teller"]
 
 Status: TypeAlias = Literal["not due", "guard false", "no match", "rejected", "applied"]
+
+_new = object.__new__
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +153,17 @@ class Outcome:
     @staticmethod
     def told_by(teller: Teller, rule: str, version: int, cost: CostChange, step: int) -> Outcome:
         """An outcome that changed nothing; ``reason`` and ``matches`` are worded when they are first read."""
-        found = object.__new__(Outcome)
         known = {
             "rule": rule, "status": teller.status, "version": version, "cost": cost, "step": step, "changes": (),
             "error": None, "teller": teller,
         }  # fmt: skip
-        object.__setattr__(found, "__dict__", known)
+        return Outcome.of_fields(known)
+
+    @staticmethod
+    def of_fields(known: Mapping[str, Any]) -> Outcome:
+        """One of all its fields but those that its teller words, past the constructor: there is one for each step."""
+        found = _new(Outcome)
+        found.__dict__.update(known)
         return found
 
     def __getstate__(self) -> dict[str, Any]:

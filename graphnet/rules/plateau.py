@@ -33,6 +33,7 @@ class PlateauCheck(Check):
         self._last = 0
         self._samples: list[tuple[int, float]] = []
         self._since: int | None = None
+        self._gained: float | None = None  # over the window, as of the last observation
         self._trouble: str | None = None
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -55,7 +56,7 @@ class PlateauCheck(Check):
             self._samples.append((step, self._average))
         while len(self._samples) > 1 and self._samples[1][0] <= step - guard.window:
             del self._samples[0]
-        improvement = self._improvement()
+        self._gained = improvement = self._improvement()
         if improvement is None or improvement >= guard.min_delta.at(step):
             self._since = None
         elif self._since is None:
@@ -76,7 +77,7 @@ class PlateauCheck(Check):
             return Verdict(False, self._trouble)
         if self._average is None:
             return Verdict(False, f"no {guard.metric!r} has been given to the policy")
-        improvement = self._improvement()
+        improvement = self._gained
         if improvement is None:
             seen = self._last - self._samples[0][0]
             return Verdict(False, partial(_short, guard, seen))
@@ -102,7 +103,10 @@ class PlateauCheck(Check):
             last, samples = int(state["last"]), [(int(at), float(value)) for at, value in state["samples"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"this is not the state of a plateau guard: {error!r}") from error
+        if (average is None) != (not samples):
+            raise CheckpointError("this is not the state of a plateau guard: an average without samples")
         self._average, self._since, self._trouble, self._last, self._samples = average, since, trouble, last, samples
+        self._gained = self._improvement()
 
 
 def _short(guard: Plateau, seen: int, step: int) -> str:

@@ -249,15 +249,24 @@ class Policy:
         cost = world.accountant.unchanged(graph)
         anew = clock.previous >= step  # the second call at one step: nothing is due again
         outcomes = []
-        started = time.perf_counter()
         for rule, memory in self._entries:
-            if rule.watches and clock.previous < step:
+            if rule.watches and not anew:
                 rule.guard.observe(step, metrics)
-            if step < memory.until and memory.cost is cost and memory.noted == log.noted and not anew:
-                assert memory.rest is not None  # nothing that it depends on has changed
+            stays = memory.cost is cost and memory.noted == log.noted and not anew  # all that it depends on but time
+            if stays and step < memory.until:
+                assert memory.rest is not None
+                found = memory.again(step)
+                if found is not None:
+                    outcomes.append(found)
+                    continue
+                started = time.perf_counter()
                 outcome = told_by(memory.rest, rule.name, graph.version, cost, step)
             else:
-                waiting: NotDue | Waiting | list[Place] | Draft | None = self._not_due(rule, clock)
+                started = time.perf_counter()
+                waiting: NotDue | Waiting | list[Place] | Draft | None = None
+                if not (stays and step < memory.due):
+                    waiting = self._not_due(rule, clock)
+                due = waiting is None
                 if waiting is None:
                     if view is None:
                         view = view_of(world, step, clock.previous, remembered, self.document.budgets)
@@ -270,10 +279,8 @@ class Policy:
                     if outcome.status == "applied":
                         graph = view.graph = world.graph
                         cost = world.accountant.unchanged(graph)
-                memory.keep(outcome.teller, rule.timer.until, cost, log.noted)
-            ended = time.perf_counter()
-            memory.count(outcome, ended - started)
-            started = ended
+                memory.keep(outcome.teller, due, rule.timer.until, cost, log.noted)
+            memory.count(outcome, time.perf_counter() - started)
             outcomes.append(outcome)
         self._version = graph.version
         return outcomes

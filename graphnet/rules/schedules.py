@@ -17,7 +17,7 @@ from graphnet.schemas.timing import At, Cycles, Every, Milestones, On, Schedule
 __all__ = ["SCHEDULES", "Clock", "Timer"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes three times as long to make: there is one for each step
 class Clock:
     """Where the training stands.
 

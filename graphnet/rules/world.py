@@ -27,10 +27,12 @@ from graphnet.schemas.policy import Budgets
 
 __all__ = ["Live", "Sketch", "World", "plainly"]
 
+_AS_IT_IS = nullcontext()
+
 
 def plainly(device: torch.device) -> AbstractContextManager[Any]:
     """Measure and fill in the weights' own type, also where the caller is under autocast."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else _AS_IT_IS
 
 
 class World(Protocol):

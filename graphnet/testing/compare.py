@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,9 +15,13 @@ from graphnet.ir.layout import IndexArray
 from graphnet.runtime.network import Network
 
 __all__ = [
+    "ROUNDINGS",
     "TOLERANCES",
     "check_bits",
     "check_close",
+    "check_rounded",
+    "rounded",
+    "share_of",
     "state_of",
     "survivors",
     "take",
@@ -116,6 +120,51 @@ def check_close(one: Any, two: Any, what: str, *, tolerance: float | None = None
         gap = float((a - b).abs().max()) / scale
         if not gap <= allowed:
             raise AssertionError(f"{what}: output {index} differs by {gap:.3g} of its maximum, allowed {allowed:.0e}")
+
+
+ROUNDINGS = 100.0
+"""How many times the effect of rounding every tensor a difference may be, in an ill-conditioned network."""
+
+
+def rounded(tensors: Mapping[str, Tensor], sign: float) -> dict[str, Tensor]:
+    """Every tensor of real numbers rounded otherwise: moved by a random share of its type's epsilon.
+
+    Zeros are moved too, as sums that come to zero would be: behind a layer of zeros a ReLU stands at its kink, and any
+    rounding decides on which side.
+
+    Parameters
+    ----------
+    sign : float
+        1 or -1: two roundings in opposite directions.
+    """
+    generator, found = torch.Generator().manual_seed(0), dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor)
+            size = torch.where(tensor == 0, torch.ones_like(tensor), tensor)
+            found[name] = tensor + sign * size * drawn * torch.finfo(tensor.dtype).eps
+    return found
+
+
+def check_rounded(one: Any, two: Any, what: str, tolerance: float, noise: Callable[[], float]) -> None:
+    """Two outputs agree within the tolerance, or within what rounding does: :data:`ROUNDINGS` times the noise.
+
+    Parameters
+    ----------
+    noise : callable
+        What rounding does, as a share of the outputs' maximum; called where they differ by more than the tolerance.
+    """
+    try:
+        check_close(one, two, what, tolerance=tolerance)
+    except AssertionError:
+        check_close(one, two, what, tolerance=max(tolerance, ROUNDINGS * noise()))
+
+
+def share_of(one: Any, two: Any) -> float:
+    """The greatest difference of two outputs, as a share of the first one's greatest element."""
+    pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (one, two)), strict=True)
+    gaps = [float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300) for a, b in pairs if a.numel()]
+    return max(gaps, default=0.0)
 
 
 def twin_of(net: Network) -> Network:

@@ -35,9 +35,13 @@ from graphnet.ir.layout import Layout
 from graphnet.runtime.network import Network
 from graphnet.runtime.replay import replay, replay_graph
 from graphnet.testing.compare import (
+    ROUNDINGS,
     check_bits,
     check_close,
+    check_rounded,
     positions,
+    rounded,
+    share_of,
     state_of,
     survivors,
     take,
@@ -204,7 +208,7 @@ def _gradients_kept(before: _Before) -> bool:
         gap, allowed = float((one - two).abs().max()), tolerance_of("gradient", one) * scale
         if not gap <= allowed:
             noise = noise or _noise(net, before.inputs)[1]
-            if not gap <= max(allowed, _ROUNDINGS * noise[name]):
+            if not gap <= max(allowed, ROUNDINGS * noise[name]):
                 raise AssertionError(
                     f"{_named(net)}: the gradient of {name} for units that stay differs by {gap / scale:.3g} of its "
                     "maximum"
@@ -315,44 +319,28 @@ def output_of(net: Network, inputs: Sequence[Tensor]) -> Any:
     return output
 
 
-_ROUNDINGS = 100.0
-"""How many times the effect of rounding every parameter a difference may be, in an ill-conditioned network."""
-
-
 def check_output(net: Network, inputs: Sequence[Tensor], one: Any, two: Any, what: str, tolerance: float) -> None:
     """Two outputs agree within the tolerance, or within what rounding does to this network.
 
     A norm over a group of one unit, for instance, divides rounding errors by the root of its epsilon.
     """
-    try:
-        check_close(one, two, what, tolerance=tolerance)
-    except AssertionError:
-        noise = _noise(net, inputs)[0]
-        if not noise > 0:
-            raise
-        check_close(one, two, what, tolerance=max(tolerance, _ROUNDINGS * noise))
+    check_rounded(one, two, what, tolerance, lambda: _noise(net, inputs)[0])
 
 
 def _noise(net: Network, inputs: Sequence[Tensor]) -> tuple[float, dict[str, float]]:
     """What rounding every parameter once does: to the outputs, as a share of their maximum, and to each gradient.
 
-    The larger of two roundings in opposite directions. Zeros are moved too, as sums that come to zero would be: behind
-    a layer of zeros a ReLU stands at its kink, and any rounding decides on which side.
+    The larger of two roundings in opposite directions.
     """
     one, before = output_of(net, inputs), _gradients(net, inputs)
     share, gaps = 0.0, dict.fromkeys(before, 0.0)
     for sign in (1.0, -1.0):
-        rounded, generator = copy.deepcopy(net), torch.Generator().manual_seed(0)
+        other = copy.deepcopy(net)
         with torch.no_grad():
-            for name in net.graph.tensors:
-                tensor = rounded.tensor(name)
-                if tensor.is_floating_point():
-                    drawn = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor)
-                    size = torch.where(tensor == 0, torch.ones_like(tensor), tensor)
-                    tensor.add_(sign * size * drawn * torch.finfo(tensor.dtype).eps)
-        two, after = output_of(rounded, inputs), _gradients(rounded, inputs)
-        pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (one, two)), strict=True)
-        share = max(share, *(float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300) for a, b in pairs))
+            for name, tensor in rounded({name: net.tensor(name) for name in net.graph.tensors}, sign).items():
+                other.tensor(name).copy_(tensor)
+        two, after = output_of(other, inputs), _gradients(other, inputs)
+        share = max(share, share_of(one, two))
         gaps = {name: max(gap, float((before[name] - after[name]).abs().max())) for name, gap in gaps.items()}
     return share, gaps
 
