@@ -327,11 +327,17 @@ class Graph:
             if again.outputs != node.outputs or again.tensors != node.tensors:
                 raise EditError(
                     f"the edited graph is not valid: at these widths the layouts of op {name!r} would be "
-                    f"{_show(again)} in place of {_show(node)}"
+                    f"{_show(again)} in place of {_show(node)}{self._why_one()}"
                 )
         for name, group in found.groups.items():
             if name not in self.groups or sized.groups[name].size != group.size:
                 raise EditError(f"the edited graph is not valid: unit group {name!r} would have {group.size} units")
+
+    def _why_one(self) -> str:
+        """What to do where groups of several have one unit left."""
+        single = [repr(name) for name, group in self.groups.items() if group.size == 1 < group.next_id]
+        names = " or ".join(single)
+        return f" (an op may take one unit for a dimension to broadcast: keep two in {names})" if single else ""
 
     def _widened(self) -> Graph | None:
         """The graph with two units in every group that has one left of several; None where there is no such group.

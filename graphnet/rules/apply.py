@@ -76,7 +76,7 @@ def apply_rule(
             return Outcome.told_by(waiting, rule.name, graph.version, accountant.unchanged(graph), step)
     with plainly(accountant.device):
         remembered.measure_utility(net, batch)
-        view = view_of(world, now, now - 1, remembered, policy.budgets)
+        view = view_of(world, net.graph, now, now - 1, remembered, policy.budgets)
         found = compiled.look(view)
         if isinstance(found, Waiting):
             outcome = Outcome.told_by(found, rule.name, net.version, accountant.unchanged(net.graph), now)

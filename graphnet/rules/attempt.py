@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from graphnet.ir.graph import Graph
 from graphnet.rules.engine import CompiledRule, Draft
 from graphnet.rules.execution import Limits, Place
 from graphnet.rules.guards import View
@@ -19,10 +20,10 @@ from graphnet.schemas.policy import Policy as PolicyDocument
 __all__ = ["NotDue", "attempt", "view_of"]
 
 
-def view_of(world: World, step: int, previous: int, remembered: Remembered, budgets: Budgets) -> View:
+def view_of(world: World, graph: Graph, step: int, previous: int, remembered: Remembered, budgets: Budgets) -> View:
     """What the guards of a policy may look at, at one call of it."""
     return View(
-        world.graph, step, previous, world.readings, remembered.units, {}, remembered.ages, remembered.events, budgets,
+        graph, step, previous, world.readings, remembered.units, {}, remembered.ages, remembered.events, budgets,
         world.accountant, world,
     )  # fmt: skip
 

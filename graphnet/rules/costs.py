@@ -52,8 +52,9 @@ class Accountant:
     def refresh(self, batch: Batch | None) -> None:
         """Read again what is attached, and the sizes of the inputs off a batch."""
         net, sample = self._net, self._sample
-        seen = (net.graph, net.attached, None if sample is None else (sample.dtype, sample.device))
-        open_sizes = batch is not None and len(net.graph.dynamic) > 1
+        graph = net.graph
+        seen = (graph, net.attached, None if sample is None else (sample.dtype, sample.device))
+        open_sizes = batch is not None and len(graph.dynamic) > 1
         if not open_sizes and _same(seen, self._seen):
             return
         self._sample = next((p for p in net.parameters() if p.is_floating_point()), None)

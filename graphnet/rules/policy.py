@@ -235,17 +235,18 @@ class Policy:
     def _tick(self, world: World, step: int, events: Sequence[str]) -> list[Outcome]:
         remembered, metrics = self._remembered, world.readings
         log = remembered.events
-        log.observe(step, world.graph.version, metrics)
+        graph, told_by = world.graph, Outcome.told_by
+        log.observe(step, graph.version, metrics)
         for event in events:
             log.note(event, step)
         clock = self._advance(step, metrics)
-        self._ages.observe(world.graph, step, self.document.immunity)
-        self._take_snapshots(world)
+        remembered.ages.observe(graph, step, self.document.immunity)
+        if self._wanted:
+            self._take_snapshots(world)
         if self._owes:
-            self._accrue(world.graph, clock)
+            self._accrue(graph, clock)
         taken: dict[str, str] = {}
         view: View | None = None
-        graph, told_by = world.graph, Outcome.told_by
         cost = world.accountant.unchanged(graph)
         anew = clock.previous >= step  # the second call at one step: nothing is due again
         outcomes = []
@@ -269,7 +270,7 @@ class Policy:
                 due = waiting is None
                 if waiting is None:
                     if view is None:
-                        view = view_of(world, step, clock.previous, remembered, self.document.budgets)
+                        view = view_of(world, graph, step, clock.previous, remembered, self.document.budgets)
                     waiting = rule.look(view)
                 if isinstance(waiting, NotDue | Waiting):
                     outcome = told_by(waiting, rule.name, graph.version, cost, step)

@@ -8,11 +8,13 @@ thousand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
+from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
 from graphnet.runtime.network import Network
 from graphnet.testing.compare import twin_of
@@ -184,14 +186,30 @@ def _drop(draw: st.DrawFn, graph: Graph, group: str) -> str | None:
     if not can_drop(graph, group) or not spare(graph, group):
         return None
     count = draw(st.integers(1, spare(graph, group)))
-    return f"check_drop(net, {group!r}, {sorted(some_order(draw, graph.groups[group].size)[:count])})"
+    held = graph.groups[group]
+    places = sorted(some_order(draw, held.size)[:count])
+    if not _can_lose(graph, group, [held.ids[at] for at in places]):
+        return None
+    return f"check_drop(net, {group!r}, {places})"
 
 
 def _masked(draw: st.DrawFn, graph: Graph, group: str) -> str | None:
     if not can_drop(graph, group) or not spare(graph, group):
         return None
     ids = list(draw(st.permutations(graph.groups[group].ids)))[: draw(st.integers(1, spare(graph, group)))]
+    if not _can_lose(graph, group, ids):
+        return None
     return f"check_masked(net, {group!r}, {ids}, steps=2)"
+
+
+def _can_lose(graph: Graph, group: str, units: Sequence[int]) -> bool:
+    """Whether the layouts stay without some units: one that is left may pass for a dimension that is broadcast."""
+    held = graph.groups[group]
+    try:
+        graph.resized({group: replace(held, ids=tuple(unit for unit in held.ids if unit not in units))})
+    except EditError:
+        return False
+    return True
 
 
 def program_episode(draw: st.DrawFn) -> Mapping[str, Any]:

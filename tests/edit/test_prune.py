@@ -455,3 +455,20 @@ def test_below_takes_every_unit_at_most_the_threshold() -> None:
     with pytest.raises(gn.EditError), net.edit() as edit:
         edit.retire("fc1", below=9.0)
     assert net.version == version
+
+
+def test_a_last_unit_that_an_op_would_broadcast_is_refused_with_what_to_do() -> None:
+    """Beside a constant dimension of one, which is multiplied with all units, a single unit has another meaning."""
+    ops = [
+        {"name": "one", "op": "linear", "inputs": ["x"], "out": 4},
+        {"name": "low", "op": "linear", "inputs": ["z"], "out": 2},
+        {"name": "joined", "op": "mul", "inputs": ["one", "narrow"]},
+    ]
+    ops.insert(2, {"name": "narrow", "op": "linear", "inputs": ["low"], "out": 1})
+    graph = gn.load({"inputs": {"x": {"shape": [3]}, "z": {"shape": [3]}}, "ops": ops})
+    net = gn.Network(graph, seed=0)
+    with net.edit() as edit:
+        edit.prune("low", keep=1)
+    with pytest.raises(gn.EditError, match="keep two in 'one'"), net.edit() as edit:
+        edit.prune("one", keep=1)
+    assert net.version == 1

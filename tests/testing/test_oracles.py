@@ -202,3 +202,25 @@ def test_a_rule_that_says_something_else_each_time_is_seen() -> None:
     )
     with pytest.raises(AssertionError, match="running the rules again, the layouts of op 'd' are"):
         check_rules_twice(graph)
+
+
+def test_where_a_network_makes_rounding_large_the_oracles_allow_what_rounding_does() -> None:
+    """A norm over groups of one unit gives nothing but rounding errors over the root of its epsilon, and its bias."""
+    ops = [
+        op("linear", "fc1", "x", out=8), op("tanh", "act", "fc1"), op("linear", "fc2", "act", out=4),
+        op("group_norm", "norm", "fc2", groups=4, eps=1e-8), op("linear", "head", "norm", out=2),
+    ]  # fmt: skip
+    graph = gn.load({"inputs": {"x": {"shape": [5]}}, "ops": ops})
+    net = random_network(graph, 0)
+    with torch.no_grad():
+        net.tensor("norm.bias").zero_()
+        net.tensor("head.bias").zero_()
+        net.tensor("fc2.weight").mul_(1e3)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    order = [1, 2, 3, 4, 5, 6, 7, 0]
+    plain = net(x)
+    with net.edit() as edit:
+        edit.permute("fc1", order=order)
+    assert not torch.allclose(plain, net(x), rtol=1e-3, atol=0)
+    check_permute(net, "fc1")
+    check_drop(net, "fc1", [0])
