@@ -8,7 +8,9 @@ tensor move, they move a chunk of rows at a time, so that nothing stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import TypeAlias
 
@@ -18,13 +20,15 @@ from torch import Tensor
 
 from graphnet.ir.layout import IndexArray, Layout
 
-__all__ = ["gather", "move", "reduce_units", "select", "write_block"]
+__all__ = ["gather", "move", "reduce_units", "select", "sparing", "write_block"]
 
 _Step: TypeAlias = "tuple[int, int, int, IndexArray]"
 """A dimension, what stands before and after its units, and the old position of each new one."""
 
 _CHUNK = 1 << 19
-"""Bytes that are moved at a time where several dimensions move."""
+"""Most bytes that are moved at a time where several dimensions move; of smaller tensors an eighth, down to 64 KiB."""
+
+_sparing: ContextVar[bool] = ContextVar("sparing", default=False)
 
 
 def move(
@@ -99,7 +103,7 @@ def _channels_last(tensor: Tensor) -> tuple[int, ...] | None:
 def _moved(tensor: Tensor, steps: Sequence[_Step], newborn: float) -> Tensor:
     """Gather along one dimension after the other."""
     steps = [step for step in steps if not _stays(tensor, *step)]
-    if len(steps) > 1 and steps[0][:3] == (0, 1, 1) and tensor.numel() * tensor.element_size() > _CHUNK:
+    if len(steps) > 1 and steps[0][:3] == (0, 1, 1) and tensor.nbytes > _chunk(tensor):
         return _moved_in_chunks(tensor, steps[0][3], steps[1:], newborn)
     for dim, pre, post, source in steps:
         tensor = _gather(tensor, dim, pre, post, source, newborn)
@@ -111,7 +115,8 @@ def _moved_in_chunks(tensor: Tensor, rows: IndexArray, steps: Sequence[_Step], n
     for dim, pre, post, source in steps:
         shape[dim] = pre * len(source) * post
     moved = tensor.new_empty(shape)
-    count = max(1, _CHUNK // max(1, tensor.element_size() * max(prod(shape[1:]), prod(tensor.shape[1:]))))
+    row = tensor.element_size() * max(prod(shape[1:]), prod(tensor.shape[1:]))
+    count = max(1, _chunk(tensor) // max(1, row))
     for start in range(0, len(rows), count):
         mine = rows[start : start + count]
         first = int(mine[0])
@@ -123,6 +128,22 @@ def _moved_in_chunks(tensor: Tensor, rows: IndexArray, steps: Sequence[_Step], n
             part = _gather(part, dim, pre, post, source, newborn)
         moved.narrow(0, start, len(mine)).copy_(part)
     return moved
+
+
+def _chunk(tensor: Tensor) -> int:
+    """How many bytes of a tensor are moved at a time, so that what is in hand is little beside it."""
+    least, share = (5, 7) if _sparing.get() else (3, 3)
+    return min(_CHUNK, max(_CHUNK >> least, tensor.nbytes >> share))
+
+
+@contextmanager
+def sparing() -> Iterator[None]:
+    """Move a 128th of a tensor at a time, not an eighth: less memory, and slower for those of about a megabyte."""
+    token = _sparing.set(True)
+    try:
+        yield
+    finally:
+        _sparing.reset(token)
 
 
 def _stays(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray) -> bool:
@@ -164,7 +185,7 @@ def select(tensor: Tensor, index: Sequence[IndexArray | None]) -> Tensor:
         shape = list(tensor.shape)
         for dim, positions in given:
             shape[dim] = len(positions)
-        if prod(shape) * tensor.element_size() > _CHUNK:
+        if prod(shape) * tensor.element_size() > _chunk(tensor):
             return _selected_in_chunks(tensor, given, shape)
     for dim, positions in given:
         tensor = tensor.index_select(dim, _index(positions, tensor))
@@ -174,7 +195,7 @@ def select(tensor: Tensor, index: Sequence[IndexArray | None]) -> Tensor:
 def _selected_in_chunks(tensor: Tensor, given: Sequence[tuple[int, IndexArray]], shape: Sequence[int]) -> Tensor:
     block = tensor.new_empty(shape)
     last, rows = given[-1]
-    count = max(1, _CHUNK * tensor.shape[last] // (tensor.numel() * tensor.element_size()))
+    count = max(1, _chunk(tensor) * tensor.shape[last] // tensor.nbytes)
     for start in range(0, len(rows), count):
         mine = rows[start : start + count]
         part = tensor.index_select(last, _index(mine, tensor))
@@ -201,7 +222,7 @@ def write_block(tensor: Tensor, index: Sequence[IndexArray | None], value: Tenso
         tensor.index_copy_(first, _index(positions, tensor), value.to(tensor.dtype))
         return
     inside = [None if dim == first else at for dim, at in enumerate(index)]
-    count = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel() * tensor.element_size()))
+    count = max(1, _chunk(tensor) * tensor.shape[first] // max(1, tensor.nbytes))
     for start in range(0, len(positions), count):
         rows = _index(positions[start : start + count], tensor)
         inner = tensor.index_select(first, rows)

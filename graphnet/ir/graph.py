@@ -275,7 +275,7 @@ class Graph:
                 raise FrozenGroupError(f"unit group {name!r} cannot be edited: {old.frozen}")
             if old.no_growth is not None and not set(group.ids) <= {*old.ids, *old.dormant}:
                 raise FrozenGroupError(f"unit group {name!r} cannot grow: {old.no_growth}")
-            if group.size < group.minimum:
+            if group.size < min(group.minimum, old.size):  # a factor may have been 1 from the start
                 raise EditError(
                     f"unit group {name!r} would keep {group.size} of {old.size} units; "
                     f"the structure needs at least {group.minimum}"

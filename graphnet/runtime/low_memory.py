@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphnet.edit.action import gather, select, write_block
+from graphnet.edit.action import gather, select, sparing, write_block
 from graphnet.edit.forecast import staged_bytes, touched
 from graphnet.edit.host import SlotKey
 from graphnet.edit.plan import Plan, Result
@@ -95,7 +95,7 @@ def tensor_swaps(
     for name in sorted(sizes, key=lambda key: -sizes[key]):
         for keys in list(_parts(plan, name, find, moving)):
             piece = _Piece(plan, name, keys, find, moving)
-            yield Swap(piece.do, piece.undo)
+            yield Swap(sparing()(piece.do), piece.undo)
     resets: dict[str, str] | None = {} if result.tensors or result.origins is not None else None
     yield from swaps_of(replace(result, tensors={}, slots={}, origins=resets), find, attached)
 
@@ -164,6 +164,11 @@ class _Piece:
         self.back = partial(_undo, inner)
         for swap in inner:
             swap.do()
+        for key in slots:
+            plan._slots[name].pop(key)
+        if staged is not None:
+            plan._tensors.pop(name)
+        del slots, staged, values, moved, inner  # and with them what operators wrote, before the way back is kept
         backwards: list[tuple[_Cell, Any]] = []
         for cell, old in zip(cells, before, strict=True):
             new = cell.get()
@@ -173,10 +178,6 @@ class _Piece:
             else:
                 backwards.append((cell, old))
         self.back = partial(_rebuild, backwards)
-        for key in slots:
-            plan._slots[name].pop(key)
-        if staged is not None:
-            plan._tensors.pop(name)
 
     def undo(self) -> None:
         """Put everything back as it was."""

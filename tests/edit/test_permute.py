@@ -161,3 +161,18 @@ def test_the_journal_of_unit_operators_gives_the_same_network_again() -> None:
     again = replay(first, journal)
     assert again.graph.to_document() == net.graph.to_document()
     check_bits(state_of(net), state_of(again), "replayed")
+
+
+def test_a_factor_that_was_one_from_the_start_is_permuted_like_any_other() -> None:
+    """It may not become 1, for that is another layout; this one always was."""
+    ops = [
+        {"name": "wide", "op": "linear", "inputs": ["x"], "out": 4},
+        {"name": "parts", "op": "reshape", "inputs": ["wide"], "shape": [4, 1, 4]},
+    ]
+    net = gn.Network(gn.load({"inputs": {"x": {"shape": [4, 6]}}, "ops": ops}), seed=0)
+    single = next(name for name, group in net.graph.groups.items() if group.size == 1 and not group.frozen)
+    x = torch.randn(2, 4, 6)
+    before = net(x)
+    with net.edit() as edit:
+        edit.permute(single, order=[0], outputs=True)
+    assert torch.equal(net(x), before)

@@ -35,12 +35,10 @@ def test_a_commit_takes_no_more_than_the_bytes_that_it_touches(kind: str, optimi
     assert found.peak - found.before >= 0.9 * found.touched  # all new tensors are there before any old one goes
 
 
-@pytest.mark.parametrize(("optimizer", "times"), [("Adam", 1.0), ("RMSprop", 1.0), ("SGD", 1.75)])
+@pytest.mark.parametrize("optimizer", ["Adam", "RMSprop", "SGD"])
 @pytest.mark.parametrize("kind", BENCH["KINDS"])
-def test_with_low_memory_it_takes_no_more_than_the_largest_tensor_with_its_state(
-    kind: str, optimizer: str, times: float
-) -> None:  # fmt: skip
-    """Beside old, new, and what an undo needs. Without state, what an undo needs of the largest itself shows."""
+def test_with_low_memory_it_takes_no_more_than_the_largest_tensor_with_its_state(kind: str, optimizer: str) -> None:
+    """Beside old, new, and what an undo needs."""
     found = BENCH["measure"](kind, low=True, layers=4, width=192, optimizer=optimizer)
-    assert found.peak - max(found.before, found.ending) <= times * found.largest + SLACK
+    assert found.peak - max(found.before, found.ending) <= found.largest + SLACK
     assert found.peak - found.before < 0.8 * found.touched  # what the default takes
