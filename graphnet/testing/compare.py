@@ -122,7 +122,7 @@ def check_close(one: Any, two: Any, what: str, *, tolerance: float | None = None
             raise AssertionError(f"{what}: output {index} differs by {gap:.3g} of its maximum, allowed {allowed:.0e}")
 
 
-ROUNDINGS = 10.0
+ROUNDINGS = 30.0
 """How many times the effect of rounding every tensor a difference may be, in an ill-conditioned network."""
 
 
