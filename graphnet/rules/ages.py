@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import inf
 from typing import Any
 
 from graphnet.errors import CheckpointError
@@ -91,6 +92,11 @@ class Ages:
             if step - joined < immunity:
                 young.update(ids)
         return frozenset(young & set(group.ids))
+
+    def until(self, step: int, immunity: int) -> float:
+        """The next step at which units stop being immune."""
+        ends = (joined + immunity for cohorts in self._cohorts.values() for joined, _ in cohorts)
+        return min((end for end in ends if end > step), default=inf)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""

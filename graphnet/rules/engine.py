@@ -16,13 +16,14 @@ from graphnet.rules.execution import Limits, Performed, Place, perform_steps
 from graphnet.rules.guards import Verdict, View, compile_guard
 from graphnet.rules.lineage import born_in, renamed_groups
 from graphnet.rules.matching import Matches
-from graphnet.rules.outcome import Change, MatchOutcome, Status
-from graphnet.rules.patterns import compile_match, groups_named
+from graphnet.rules.outcome import Change, CostChange, MatchOutcome, Status
+from graphnet.rules.patterns import Binding, compile_match, groups_named
 from graphnet.rules.schedules import SCHEDULES
 from graphnet.rules.sketch import UnpredictableError, sketch_edit
 from graphnet.rules.steps import STEPS, Moment, Runner
 from graphnet.runtime.network import Network
-from graphnet.schemas.policy import Reset, Rule
+from graphnet.schemas.policy import Reset, Rewind, Rule
+from graphnet.schemas.scalars import Cosine, Exponential, Linear, Steps
 
 __all__ = ["CompiledRule", "Draft", "Waiting", "nothing", "performed", "troubles"]
 
@@ -129,6 +130,36 @@ class Waiting:
         return tuple(MatchOutcome(tuple(match.nodes.items()), self.status, why) for match, why in told if match.nodes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A draft that came to nothing, and for how long it would again.
+
+    Attributes
+    ----------
+    draft : Draft
+    ended : tuple of Place
+        The matches whose guard held, as they ended.
+    bindings : list of Binding
+        What they matched.
+    costs : CostChange
+        Those of the network then: the same object as long as it and what it trains with are the same.
+    until : float
+        The step before which ages and limits stay.
+    """
+
+    draft: Draft
+    ended: tuple[Place, ...]
+    bindings: list[Binding]
+    costs: CostChange
+    until: float
+
+    def again(self, places: Sequence[Place], passing: Sequence[Place]) -> Draft:
+        """The draft for the same matches, found anew."""
+        for place, before in zip(passing, self.ended, strict=True):
+            place.end(before.status, before.reason, before.error)
+        return replace(self.draft, places=tuple(places))
+
+
 class CompiledRule:
     """A rule as matcher, guard, timer and runners.
 
@@ -157,6 +188,8 @@ class CompiledRule:
         self._graph: Graph | None = None  # of the matches found last
         self._found = Matches(())
         self._once = self.guard.names is not None and self.guard.names.isdisjoint(nodes)
+        self._steady = all(_is_steady(step) for step in rule.steps)
+        self._refusal: _Refusal | None = None
         self._shares = [(s.units, s.per_step) for s in rule.steps if isinstance(s, Reset) and s.per_step is not None]
 
     @property
@@ -219,12 +252,32 @@ class CompiledRule:
         limits: Limits,
     ) -> Draft:
         """What the rule would do to a graph now, at the places that :meth:`look` found; no tensor is read."""
-        graph, budgets = view.graph, view.budgets
+        graph = view.graph
         passing = [place for place in places if place.status == "applied"]
         at_most = self.rule.at_most
         for place in passing[at_most:] if at_most is not None else ():
             place.end("no match", f"at_most={at_most}: matches before it go first")
         passing = passing[:at_most]
+        known, costs = self._refusal, accountant.unchanged(graph)
+        bindings = [place.binding for place in passing]
+        stays = known is not None and view.step < known.until and known.costs is costs
+        if known is not None and stays and known.bindings == bindings:
+            return known.again(places, passing)
+        draft = self._drafted(view, places, passing, moment, accountant, limits)
+        if draft.status != "applied" and self._steady and not limits.taken:
+            self._refusal = _Refusal(draft, tuple(passing), bindings, costs, limits.until())
+        return draft
+
+    def _drafted(
+        self,
+        view: View,
+        places: Sequence[Place],
+        passing: Sequence[Place],
+        moment: Callable[[], Moment],
+        accountant: Accountant,
+        limits: Limits,
+    ) -> Draft:
+        graph, budgets = view.graph, view.budgets
         try:
             done = perform_steps(self.runners, passing, lambda: sketch_edit(graph, accountant.dtype), moment(), limits)
         except UnpredictableError as error:
@@ -252,6 +305,14 @@ class CompiledRule:
             mixed = (*mixed, "policy", policy_seed, net.history.versions[0].seed, net.version)
         digest = hashlib.blake2b(repr(mixed).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
+
+
+def _is_steady(step: Any) -> bool:
+    """Whether what a step would do depends on the network alone, and not on when it is done."""
+    if isinstance(step, Rewind) or (isinstance(step, Reset) and step.per_step is not None):
+        return False
+    values = (getattr(step, name) for name in type(step).model_fields)
+    return not any(isinstance(value, Linear | Cosine | Exponential | Steps) for value in values)
 
 
 def troubles(rule: Rule) -> list[str]:

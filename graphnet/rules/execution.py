@@ -30,10 +30,13 @@ class Limits:
         Ops and groups (``op:NAME``, ``units:NAME``) that were edited at this step, with the rule that did.
     refuse : callable
         Why the size of a group may not change so (name, before, after), or None.
+    until : callable
+        The step before which ages and sizes stand against the same edits, as long as the network stays.
     """
 
     taken: Mapping[str, str] = field(default_factory=dict)
     refuse: Callable[[str, int, int], str | None] = field(default=lambda name, before, after: None)
+    until: Callable[[], float] = field(default=lambda: -1.0)
 
 
 @dataclass(slots=True)

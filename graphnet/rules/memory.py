@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from graphnet.ir.graph import Graph
@@ -149,6 +150,10 @@ class Directions:
             did = "grew" if direction > 0 else "shrank"
             return f"{name!r} {did} at step {at}: hysteresis={wait} keeps it from turning round before step {at + wait}"
         return None
+
+    def until(self, step: int) -> float:
+        """The next step at which a group that is kept from turning round no longer is."""
+        return min((at + self.hysteresis for _, at in self._last.values() if at + self.hysteresis > step), default=inf)
 
     def note(self, before: Graph, after: Graph, step: int) -> None:
         """Take note of which groups an edit grew and which it shrank."""

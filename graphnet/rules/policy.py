@@ -310,7 +310,7 @@ class Policy:
         before, step = world.graph, view.step
         outcome, touched = attempt(
             rule, world, view, found, self._remembered, lambda: self._moment(rule, step),
-            Limits(taken, lambda name, was, now: self._directions.refusal(name, was, now, step)), self.document,
+            self._limits(taken, step), self.document,
         )  # fmt: skip
         if outcome.status == "applied":
             memory = self._memory[rule.rule.name]
@@ -325,6 +325,14 @@ class Policy:
             self._remembered.events.edited(step, world.graph.version)
             self._remembered.events.note(rule.rule.name, step)
         return outcome
+
+    def _limits(self, taken: Mapping[str, str], step: int) -> Limits:
+        directions, ages, immunity = self._directions, self._ages, self.document.immunity
+        return Limits(
+            taken,
+            lambda name, before, after: directions.refusal(name, before, after, step),
+            lambda: min(directions.until(step), ages.until(step, immunity)),
+        )
 
     def _not_due(self, rule: CompiledRule, clock: Clock) -> NotDue | None:
         memory = self._memory[rule.name]

@@ -56,7 +56,8 @@ def every_guard() -> Iterator[dict[str, Any]]:
 
 
 def metrics(step: int) -> dict[str, Any]:
-    return {"a": (step % 11) / 10 if step % 7 else 0.97, "task": step // 16, "epoch": step // 24}
+    part = {"fc1": float(step % 2), "fc2": float((step + 1) % 2)}
+    return {"a": (step % 11) / 10 if step % 7 else 0.97, "part": part, "task": step // 16, "epoch": step // 24}
 
 
 def disturb(net: gn.Network, step: int) -> None:
@@ -118,6 +119,57 @@ def calls(policy: Policy, net: gn.Network, step: int) -> int:
         sys.setprofile(None)
     assert not any(outcome.applied for outcome in outcomes)
     return count
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "budget": {"rules": [rule("grow", {"kind": "always"})], "budgets": {"params": 60}},
+    "budget, by what a metric says": {
+        "rules": [rule("grow", {"kind": "metric", "metric": "a", "above": 0.4})], "budgets": {"params": 60},
+    },
+    "another match each time": {
+        "rules": [rule("grow", {"kind": "metric", "metric": "part", "of": "h", "above": 0.5})], "budgets": {"params": 60},
+    },
+    "newborns": {"immunity": 9, "rules": [
+        rule("grow", {"kind": "always"}, schedule={"kind": "every", "steps": 13}),
+        rule("prune", {"kind": "always"}, steps=[{"do": "prune", "units": "h", "lowest": 3}]),
+    ]},
+    "no turning round": {"hysteresis": 7, "rules": [
+        rule("grow", {"kind": "always"}, schedule={"kind": "every", "steps": 11}),
+        rule("prune", {"kind": "always"}, steps=[{"do": "prune", "units": "h", "lowest": 1}]),
+    ]},
+    "another goes first": {"rules": [
+        rule("first", {"kind": "event", "event": "bell"}),
+        rule("second", {"kind": "always"}, steps=[{"do": "grow", "units": "h", "count": 2}]),
+    ], "max_growth": 0.4, "budgets": {"params": 120}},
+    "a count that changes": {"budgets": {"params": 60}, "rules": [rule("grow", {"kind": "always"}, steps=[
+        {"do": "grow", "units": "h", "count": {"kind": "linear", "start": 9, "end": 1, "steps": 30}}])]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_rule_is_refused_again_until_it_would_not_be(name: str) -> None:
+    """The other policy is loaded anew before every call, so that it drafts each time."""
+    document, kept, expected = REFUSED[name], [], []
+    resting, other, net, other_net = load_policy(document), load_policy(document), network(), network()
+    for step in range(STEPS):
+        for each in (net, other_net) if step > 14 else ():
+            disturb(each, step)
+        events = ["bell"] if step % 13 == 5 else []
+        state = json.loads(json.dumps(other.state_dict(), allow_nan=False))
+        other = load_policy(document)
+        other.load_state_dict(state)
+        kept += resting.step(net, step=step, metrics=metrics(step), events=events)
+        expected += [found.record() for found in other.step(other_net, step=step, metrics=metrics(step), events=events)]
+    assert [outcome.record() for outcome in kept] == expected
+    assert {"applied", "rejected"} <= {outcome.status for outcome in kept}
+
+
+def test_a_refused_rule_does_not_plan_again() -> None:
+    net = network()
+    policy = load_policy({"rules": [rule(f"r{i}", {"kind": "always"}) for i in range(10)], "budgets": {"params": 36}})
+    first, again = (calls(policy, net, step) for step in (0, 1))
+    assert again < first / 15
+    assert again <= 35 + 10 * 50
 
 
 @pytest.mark.parametrize(("when", "most"), [({"kind": "age", "of": "h", "above": 1e9}, 3),
