@@ -338,7 +338,7 @@ class Plan:
             staged.advance(maps, before.sizes)
         self._advance_reserve(before, after, [group.name for group in groups])
         self._maps.advance(maps)
-        self.graph = replace(after, version=self.base.version + 1)
+        self.graph = after.numbered(self.base.version + 1)
         self.changes.append(units_change(self.graph, maps))
         return maps
 
@@ -619,7 +619,7 @@ class Plan:
         for name, value in {**tensors, **fresh}.items():
             if tuple(value.shape) != self.graph.shape(self.spec(name)):
                 raise EditError(f"tensor {name!r} would have shape {tuple(value.shape)}: this is a bug in an operator")
-        graph = replace(self.graph, version=self.base.version + 1)  # also where only values change
+        graph = self.graph.numbered(self.base.version + 1)  # also where only values change
         structural = origins if len(self._epochs) > 1 else None
         return Result(
             graph, tensors, slots, self.kept_reserve(), self.steps, self.cleared, fresh, structural,

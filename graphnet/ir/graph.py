@@ -36,6 +36,9 @@ __all__ = ["Graph", "units_node"]
 
 OUTPUT = "output"
 
+_OF_LAYOUTS = ("tensors", "users", "outputs", "_sized_by")
+"""What is computed from layouts and edges alone: it stays as it is where only the units of groups change."""
+
 
 def units_node(group: str) -> str:
     """The key of a unit group's node in :attr:`Graph.nx` (ops are keyed by their name)."""
@@ -283,7 +286,7 @@ class Graph:
             if len(set(group.ids) | set(group.dormant)) != len(group.ids) + len(group.dormant):
                 raise EditError(f"unit group {name!r} would hold a unit twice")
             groups[name] = group
-        following = replace(self, version=self.version + 1)._sized(groups)
+        following = self._sized(groups, self.version + 1)
         if validate:
             following.validate()
         return following
@@ -353,9 +356,18 @@ class Graph:
         }
         return self._sized(groups)
 
-    def _sized(self, groups: Mapping[str, UnitGroup]) -> Graph:
+    def numbered(self, version: int) -> Graph:
+        """The same graph as another version."""
+        if version == self.version:
+            return self
+        found = replace(self, version=version)
+        found.__dict__.update({key: self.__dict__[key] for key in (*_OF_LAYOUTS, "sizes") if key in self.__dict__})
+        return found
+
+    def _sized(self, groups: Mapping[str, UnitGroup], version: int | None = None) -> Graph:
         """The graph with other groups, the sizes of its ops made to fit; not validated."""
-        following = Graph(self.name, self.nodes, MappingProxyType(dict(groups)), self.dynamic, self.version)
+        version = self.version if version is None else version
+        following = Graph(self.name, self.nodes, MappingProxyType(dict(groups)), self.dynamic, version)
         touched: set[str] = set()
         for name, group in groups.items():
             if group.size != self.groups[name].size:
@@ -366,10 +378,10 @@ class Graph:
             op = _with_sizes(node.op, following.op_sizes(name), node.sizes, self.dynamic, following.sizes)
             if op is not node.op:
                 nodes[name] = replace(node, op=op)
-        found = Graph(self.name, MappingProxyType(nodes), following.groups, self.dynamic, self.version)
-        for key in ("tensors", "users", "outputs", "_sized_by"):  # what depends on layouts alone stays what it is
-            if key in self.__dict__:
-                found.__dict__[key] = self.__dict__[key]
+        found = Graph(self.name, MappingProxyType(nodes), following.groups, self.dynamic, version)
+        found.__dict__.update({key: self.__dict__[key] for key in _OF_LAYOUTS if key in self.__dict__})
+        if "sizes" in following.__dict__:
+            found.__dict__["sizes"] = following.__dict__["sizes"]
         return found
 
     @cached_property

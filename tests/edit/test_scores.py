@@ -50,6 +50,18 @@ def tap(net: gn.Network, x: Tensor, module: str) -> tuple[Tensor, Tensor]:
     return held[0].detach(), held[0].grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64])
+def test_weights_scored_a_few_rows_at_a_time_are_scored_as_a_whole(dtype: torch.dtype) -> None:
+    net = gn.Network(gn.mlp([700, 300, 2]), seed=0)  # 210,000 elements: more than are worked on at a time
+    if dtype.is_complex:
+        net.fc1.weight = torch.nn.Parameter(torch.complex(net.fc1.weight.detach(), net.fc1.weight.detach().flip(0)))
+    else:
+        net.to(dtype)
+    magnitudes = net.fc1.weight.detach().abs().double()
+    assert torch.equal(scores(net, "l1", "fc1"), magnitudes.sum(1))
+    assert torch.equal(scores(net, "l2", "fc1"), magnitudes.square().sum(1).sqrt())
+
+
 def test_magnitude(dense: gn.Network, conv: gn.Network) -> None:
     torch.testing.assert_close(scores(dense, "magnitude", "fc1"), dense.fc1.weight.abs().mean(1).detach())
     torch.testing.assert_close(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,6 +31,10 @@ Aggregate: TypeAlias = Literal["pool", "sum", "mean", "max", "first"]
 
 Members: TypeAlias = Literal["producers", "all"]
 """Rows of the weights that write the group; or also columns of those that read it, and the scales of its norms."""
+
+
+_AT_ONCE = 1 << 16
+"""How many elements are worked on at a time, for each thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ class Member:
         """How many elements each unit has."""
         plan = self.scoring.plan
         shape = plan.graph.shape(plan.spec(self.holder.tensor))
-        rest = int(np.prod([size for dim, size in enumerate(shape) if dim != self.holder.dim]))
+        rest = prod(size for dim, size in enumerate(shape) if dim != self.holder.dim)
+        if self.holder.layout.single == self.scoring.group.name:
+            return rest
         return rest * int(self._positions().shape[1])
 
     def sums(self, values: Tensor) -> Tensor:
@@ -73,6 +80,25 @@ class Member:
         moved = values.double().movedim(self.holder.dim + lead, lead)
         flat = moved.reshape(*moved.shape[: lead + 1], -1).sum(-1)
         return flat[:, torch.from_numpy(self._positions()).to(flat.device)].sum(-1).cpu()
+
+    def sums_of(self, overwrite: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum an elementwise function of the stored tensor over the elements of each unit: ``[units]``, float64.
+
+        ``overwrite`` puts the function of a float64 tensor (of a complex one's magnitudes) in its place and returns it.
+        Where units are rows a few of them are taken at a time, so that nothing as large as the tensor is made; the sums
+        are the same, bit for bit.
+        """
+        stored, single = self.stored, self.holder.layout.single == self.scoring.group.name
+        stored = stored.abs() if stored.is_complex() else stored
+        rows = single and self.holder.dim == 0 and stored.is_contiguous() and stored.device.type == "cpu"
+        if not rows or stored.numel() <= _AT_ONCE:
+            return self.sums(overwrite(stored.to(torch.float64, copy=True)))
+        flat = stored.reshape(len(stored), -1)
+        count = max(1, _AT_ONCE * torch.get_num_threads() // flat.shape[1])
+        room, total = flat.new_empty((count, flat.shape[1]), dtype=torch.float64), []
+        for part in flat.split(count):
+            total.append(overwrite(room[: len(part)].copy_(part)).sum(1))
+        return torch.cat(total)
 
     def rows(self) -> Tensor:
         """The elements of each unit as a vector: ``[units, elements]``, float64."""

@@ -61,8 +61,7 @@ def _elementwise(
     mean: bool = False,
 ) -> Tensor:  # fmt: skip
     found = members_of(scoring, which)
-    # absolute values are exact in any type; sums are taken in float64
-    parts = [member.sums(member.stored.abs() if power == 1 else member.value.square()) for member in found]
+    parts = [member.sums_of(Tensor.abs_ if power == 1 else Tensor.square_) for member in found]
 
     def finish(total: Tensor, count: float) -> Tensor:
         total = total / count if mean else total
