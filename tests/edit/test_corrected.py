@@ -206,6 +206,19 @@ def test_refusals() -> None:
         "outputs": ["head"],
     }
     refused(gn.load(post_norm), "a", "adds a newborn's zero|post-norm")
+    mixed = {
+        "inputs": {"x": {"shape": [4]}},
+        "ops": [
+            {"name": "a", "op": "linear", "out": 8, "inputs": ["x"]},
+            {"name": "n", "op": "rms_norm", "inputs": ["a"]},
+            {"name": "b", "op": "linear", "out": 8, "inputs": ["n"]},
+            {"name": "s", "op": "add", "inputs": ["a", "b"]},
+            {"name": "m", "op": "layer_norm", "inputs": ["s"]},
+            {"name": "head", "op": "linear", "out": 2, "inputs": ["m"]},
+        ],
+        "outputs": ["head"],
+    }
+    refused(gn.load(mixed), "a", "'n' .rms_norm. is left alone by newborns that are zero, 'm' by those")
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_heads": 1}, {"norm": "rms"}])

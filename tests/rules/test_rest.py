@@ -127,7 +127,8 @@ REFUSED: dict[str, dict[str, Any]] = {
         "rules": [rule("grow", {"kind": "metric", "metric": "a", "above": 0.4})], "budgets": {"params": 60},
     },
     "another match each time": {
-        "rules": [rule("grow", {"kind": "metric", "metric": "part", "of": "h", "above": 0.5})], "budgets": {"params": 60},
+        "rules": [rule("grow", {"kind": "metric", "metric": "part", "of": "h", "above": 0.5})],
+        "budgets": {"params": 60},
     },
     "newborns": {"immunity": 9, "rules": [
         rule("grow", {"kind": "always"}, schedule={"kind": "every", "steps": 13}),

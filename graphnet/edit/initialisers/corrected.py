@@ -53,7 +53,7 @@ def corrected(newborns: Newborns, *, outgoing: Literal["zeros", "kaiming"] = "ka
     Raises
     ------
     EditError
-        No norm reads the group, or something stands in the way; says which op and why.
+        No norm reads the group, norms of both kinds do, or something stands in the way; says which op and why.
     """
     plan, name = newborns.plan, newborns.group.name
     norms = [node for node in plan.graph.nodes.values() if _couples(node, name)]
@@ -66,7 +66,14 @@ def corrected(newborns: Newborns, *, outgoing: Literal["zeros", "kaiming"] = "ka
         _check_norm(what, node, name)
     if over_positions := [node.op.name for node in norms if _takes_positions(node)]:
         return _replicated(newborns, what, over_positions[0])
-    fill: Fill = "zero" if all(isinstance(node.op, RMSNorm) for node in norms) else "mean"
+    by_square = [node.op.name for node in norms if isinstance(node.op, RMSNorm)]
+    if by_square and len(by_square) < len(norms):
+        others = [node.op.name for node in norms if node.op.name not in by_square]
+        raise EditError(
+            f"{what}: {by_square[0]!r} (rms_norm) is left alone by newborns that are zero, {others[0]!r} by those that "
+            "are the mean of the others: replace one of the norms first, or accept a change (another init)"
+        )
+    fill: Fill = "zero" if by_square else "mean"
     states = _flow(what, plan.graph, name, fill)
     for block in newborns.incoming():
         if fill == "zero":
