@@ -174,9 +174,9 @@ def _set(path: str, make: Callable[[gn.Network], Any]) -> Callable[[gn.Network],
     return change
 
 
-class Doubled(nn.Module):
+class Mixed(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * 2
+        return weight.cumsum(0)
 
 
 def _resize(net: gn.Network) -> None:
@@ -184,9 +184,9 @@ def _resize(net: gn.Network) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[gn.Network], object], str]] = {
-    "parametrized": (lambda n: parametrize.register_parametrization(n.fc1, "weight", Doubled()), "'fc1.weight'"),
-    "weight norm": (lambda n: parametrizations.weight_norm(n.fc2), "'fc2.weight'"),
-    "parametrized bias": (lambda n: parametrize.register_parametrization(n.fc1, "bias", Doubled()), "'fc1.bias'"),
+    "parametrized": (lambda n: parametrize.register_parametrization(n.fc1, "weight", Mixed()), "'fc1.weight'"),
+    "orthogonal": (lambda n: parametrizations.orthogonal(n.fc2), "'fc2.weight'"),
+    "parametrized bias": (lambda n: parametrize.register_parametrization(n.fc1, "bias", Mixed()), "'fc1.bias'"),
     "old weight norm": (lambda n: torch.nn.utils.weight_norm(n.fc1), "'fc1.weight'"),
     "spectral norm": (lambda n: torch.nn.utils.spectral_norm(n.fc1), "'fc1.weight'"),
     "pruned by torch": (lambda n: torch_prune.l1_unstructured(n.fc1, "weight", amount=0.5), "'fc1.weight'"),

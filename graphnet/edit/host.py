@@ -47,7 +47,7 @@ class Slot:
     magnitude : bool
         Whether it measures the size of gradients or updates.
     axes : tuple of int, optional
-        Which dimensions of the parameter ``dims`` are; None for all of them, in order.
+        Which dimensions of the parameter ``dims`` are, -1 where it is none; None for all of them, in order.
     """
 
     key: SlotKey

@@ -651,7 +651,7 @@ def _rebase(staged: Staged, epoch: _Epoch, name: str, axes: Sequence[int] | None
     resized = epoch.resized.get(name, {})
     chosen = range(len(dims)) if axes is None else axes
     staged.rebase(
-        [dims[axis] for axis in chosen],
+        [dims[axis] if axis >= 0 else staged.dims[at] for at, axis in enumerate(chosen)],  # below 0: it follows none
         epoch.maps,
         {at: resized[axis] for at, axis in enumerate(chosen) if axis in resized},
     )

@@ -104,7 +104,7 @@ class Average:
         ----------
         result : Result
         live : mapping of str to Tensor
-            The network's tensors as they are, under their new names.
+            The network's tensors as they are, under their new names; of a parametrized one what it is computed from.
         before, following : object
             What the network publishes, before and after.
         """
@@ -116,9 +116,7 @@ class Average:
         if result.origins is not None:
             fresh = {name: self._placed(value) for name, value in result.fresh.items()}
             structure = Structure.build(replace(result, fresh=fresh), before.graph, copy)
-        for name in graph.tensors:
-            if name in result.fresh:
-                continue
+        for name in live:
             tensor = copy.tensor(name) if structure is None else structure.tensors[name]
             value = self._value(name, tensor, live[name], result.tensors.get(name), result.slots)
             if value is not tensor:

@@ -113,7 +113,7 @@ def write_document(
 def _write_tensors(net: Network, writer: Writer, gradients: bool) -> None:
     specs = {spec.name for node in net.graph.nodes.values() for spec in node.tensors}
     held = {name for name, _ in (*net.named_parameters(), *net.named_buffers())}
-    if parametrized := sorted(name for name in held if ".parametrizations." in f".{name}"):
+    if parametrized := sorted(name for name in held - specs if ".parametrizations." in f".{name}"):
         raise CheckpointError(
             f"tensors {parametrized[:8]} are of a parametrization (torch.nn.utils.parametrize), which is code of its "
             "own and not part of a checkpoint: remove it with remove_parametrizations, or save net.state_dict()"

@@ -2,7 +2,8 @@
 
 A network is an ordinary ``nn.Module``, so a user may replace a layer, a parameter or a tie, resize a tensor, or
 register a parametrization. An edit would then move the wrong tensors, or the wrong way, so it is refused. A
-parametrized tensor (weight norm, spectral norm ...) is no obstacle to an edit that does not touch it.
+parametrized tensor (weight norm, spectral norm ...) is no obstacle to an edit that does not touch it; one that moves
+it moves what it is computed from (:mod:`graphnet.runtime.originals`).
 """
 
 from __future__ import annotations
@@ -16,16 +17,10 @@ from torch.nn.utils.parametrize import cached, is_parametrized
 
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
+from graphnet.runtime.parametrized import list_of, refusal
 from graphnet.runtime.resize import check_unsharded
 
 __all__ = ["check_intact", "check_unparametrized", "steady"]
-
-_WHY = {
-    "_WeightNorm": "the norm of its direction runs over the units that would come or go",
-    "_SpectralNorm": "its largest singular value depends on every entry, so that what stays would change too",
-    "_Orthogonal": "a part of an orthogonal matrix is not orthogonal",
-}
-"""Why a tensor of torch's own parametrizations cannot be moved, by the name of its class."""
 
 
 def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> frozenset[str]:
@@ -42,7 +37,7 @@ def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> froz
     Returns
     -------
     frozenset of str
-        The tensors that are parametrized, which no edit may touch (:func:`check_unparametrized`).
+        The tensors that are parametrized.
 
     Raises
     ------
@@ -92,7 +87,7 @@ def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> froz
 
 
 def check_unparametrized(root: nn.Module, parametrized: Collection[str], touched: Iterable[str], what: str) -> None:
-    """Refuse to move a tensor that is computed from others.
+    """Refuse what cannot be done to a tensor that is computed from others.
 
     Raises
     ------
@@ -101,16 +96,7 @@ def check_unparametrized(root: nn.Module, parametrized: Collection[str], touched
     """
     for name in touched:
         if name in parametrized:
-            module, _, attribute = name.rpartition(".")
-            functions: Any = _at(root, f"{module}.parametrizations" if module else "parametrizations")
-            kinds = [type(function).__name__ for function in functions[attribute]]
-            why = next(
-                (_WHY[kind] for kind in kinds if kind in _WHY), "graphnet does not know what it is computed from"
-            )
-            raise EditError(
-                f"tensor {name!r} is parametrized ({', '.join(kinds)}), and {what}: {why}. Remove it with "
-                "torch.nn.utils.parametrize.remove_parametrizations, edit, and register it again"
-            )
+            raise refusal(root, name, what)
 
 
 @contextmanager
@@ -141,11 +127,7 @@ def _parametrizations(module: nn.Module) -> nn.Module:
 
 
 def _is_parametrized(root: nn.Module, name: str) -> bool:
-    path, _, attribute = name.rpartition(".")
-    module = _at(root, path)
-    if not isinstance(module, nn.Module) or "parametrizations" not in module._modules:
-        return False
-    return is_parametrized(module, attribute)
+    return list_of(root, name) is not None
 
 
 def _at(root: nn.Module, name: str) -> Any:

@@ -39,7 +39,9 @@ from graphnet.runtime.intact import check_intact, check_unparametrized, steady
 from graphnet.runtime.kept import Kept, find_kept, keep, network_of
 from graphnet.runtime.low_memory import outline, tensor_swaps
 from graphnet.runtime.optimizers import Attached, notes_of
+from graphnet.runtime.originals import move_originals
 from graphnet.runtime.parallel import Agreement, Distributed
+from graphnet.runtime.parametrized import Parametrized, list_of, read
 from graphnet.runtime.recompiling import allow_recompiling
 from graphnet.runtime.resize import check_settable, refuse
 from graphnet.runtime.rollback import roll_back
@@ -308,7 +310,11 @@ class Network(nn.Module):
         return list(self._slots(name))
 
     def _slots(self, name: str) -> Iterator[Slot]:
-        tensor, dims = self.tensor(name), self.graph.tensors[name].dims
+        dims, parts = self.graph.tensors[name].dims, self._parts(name)
+        if parts is not None:
+            yield from parts.slots(dims, self._attached)
+            return
+        tensor = self.tensor(name)
         if tensor.is_leaf and tensor.grad is not None:
             yield Slot(("grad", name), name, dense(tensor.grad), dims, power=1.0)
         for attached in self._attached.values():
@@ -317,9 +323,17 @@ class Network(nn.Module):
         for average in self._averages.values():
             yield from average.slots(name, tensor, dims)
 
+    def _parts(self, name: str) -> Parametrized | None:
+        """What a tensor is computed from, where it is parametrized."""
+        return None if list_of(self, name) is None else read(self, name, self.graph.tensors[name].dims)
+
     def step_of(self, optimizer: str, name: str) -> int | None:
         """The optimizer's step count of a parameter."""
-        return self._attached[optimizer].step_of(self.tensor(name))
+        attached, parts = self._attached[optimizer], self._parts(name)
+        if parts is None:
+            return attached.step_of(self.tensor(name))
+        counts = [attached.step_of(part.tensor) for part in parts.held_by(attached)]
+        return max((count for count in counts if count is not None), default=None)
 
     def steps_taken(self, optimizer: str) -> int:
         """Steps that the optimizer has taken since it was attached."""
@@ -327,6 +341,9 @@ class Network(nn.Module):
 
     def optimizers_of(self, name: str) -> Sequence[str]:
         """The attached optimizers that hold a parameter."""
+        parts = self._parts(name)
+        if parts is not None:
+            return [key for key, attached in self._attached.items() if parts.held_by(attached)]
         tensor = self.tensor(name)
         return [key for key, attached in self._attached.items() if attached.holds(tensor)]
 
@@ -420,7 +437,10 @@ class Network(nn.Module):
         find: Callable[[str], Tensor] = self.tensor if structure is None else structure.tensors.__getitem__
         if structure is not None:
             check_unparametrized(self, parametrized, parametrized, "an edit that changes ops would make its layer anew")
-        check_unparametrized(self, parametrized, result.tensors, "this edit would move it")
+        if low_memory:
+            check_unparametrized(self, parametrized, touched(plan), "low_memory=True does not move it")
+        moved_parts = move_originals(self, plan, result, parametrized)
+        result = moved_parts.result
         for name in result.tensors:
             check_settable(name, find(name))
         program = current.program
@@ -431,7 +451,8 @@ class Network(nn.Module):
         moved = sum(touched(plan).values()) if low_memory else bytes_of(result)
         version = Version(
             result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
-            _params(result.graph), _flops(result.graph), 0.0, moved, notes_of(result, find, self._attached),
+            _params(result.graph), _flops(result.graph), 0.0, moved,
+            (*notes_of(result, find, self._attached), *moved_parts.notes),
         )  # fmt: skip
         # put back last, when the modules of before are there again
         swaps = [Swap(lambda: None, lambda: refresh_modules(current.graph, self))]
@@ -439,10 +460,11 @@ class Network(nn.Module):
         swaps += build(result, find, self._attached)
         if structure is not None:
             swaps += [*structure.swaps(), *structure.optimizer_swaps(result, self._attached)]
+        swaps += moved_parts.swaps
         version = replace(version, seconds=time.perf_counter() - started, provenance=plan.provenance)
         following = _Current(result.graph, program, current.history.following(version), dict(result.reserve))
         if self._averages:
-            kept = {name: find(name) for name in result.graph.tensors if name not in result.fresh}
+            kept = {name: find(name) for name in moved_parts.names(result.graph) if name not in result.fresh}
             for average in self._averages.values():
                 swaps += average.swaps(result, kept, current, following)
         swaps.append(Swap(lambda: refresh_modules(following.graph, self), lambda: None))

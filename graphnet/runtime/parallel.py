@@ -283,7 +283,7 @@ def _values(plan: Plan, keep: bool) -> Iterator[Tensor]:
 
 
 def _state(net: Network) -> Iterator[bytes | Tensor]:
-    names = {net.tensor(name): name for name, spec in net.graph.tensors.items() if not spec.buffer}
+    names = {parameter: name for name, parameter in net.named_parameters()}
     for attached in net._attached.values():
         held = {names[p]: p for p in attached.parameters() if p in names}
         options = [{k: v for k, v in group.items() if k != "params"} for group in attached.optimizer.param_groups]

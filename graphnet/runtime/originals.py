@@ -1,0 +1,394 @@
+"""Moving a parametrized tensor: an edit moves what it is computed from, by the same unit maps.
+
+The originals, and the buffers and parameters of the parametrization's modules, of units that stay are moved and never
+computed anew; those of newborns come from ``right_inverse``. Before anything is swapped the weight is computed from
+what was moved, and must be the weight that the edit describes: bit for bit where units stay, or to rounding, which
+the version then says. What does not pass is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from graphnet.edit.action import gather
+from graphnet.edit.host import SlotKey
+from graphnet.edit.plan import Plan, Result
+from graphnet.edit.rates import NEUTRAL
+from graphnet.errors import EditError
+from graphnet.ir.graph import Graph
+from graphnet.ir.layout import IndexArray
+from graphnet.runtime.parametrized import (
+    Parametrized,
+    Part,
+    compute,
+    invert,
+    kinds_of,
+    list_of,
+    part_dims,
+    read,
+    refusal,
+)
+from graphnet.runtime.transaction import Swap
+
+if TYPE_CHECKING:
+    from graphnet.runtime.network import Network
+
+__all__ = ["Moved", "move_originals"]
+
+_WHY = {
+    "_WeightNorm": "the norms of its directions run over units that come or go; only units whose weights in it are zero"
+    " may, as those of init='zero-outgoing'",
+    "_SpectralNorm": "its largest singular value depends on every entry, so that what stays would change too",
+    "_Orthogonal": "a part of an orthogonal matrix is not orthogonal",
+}
+"""Why a tensor of torch's own parametrizations cannot be moved, by the name of its class."""
+
+_WHAT = "this edit would move it"
+
+
+@dataclass(slots=True)
+class Moved:
+    """A result in which parts stand in the place of parametrized tensors.
+
+    Attributes
+    ----------
+    result : Result
+    parts : dict
+        For every parametrized tensor the names of its parts.
+    notes : list of str
+        What holds to rounding only.
+    swaps : list of Swap
+        What else changes with it.
+    """
+
+    result: Result
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
+
+    def names(self, graph: Graph) -> list[str]:
+        """The tensors of a graph as they are stored: parts in the place of what is computed from them."""
+        return [stored for name in graph.tensors for stored in self.parts.get(name, (name,))]
+
+
+def move_originals(net: Network, plan: Plan, result: Result, parametrized: Collection[str]) -> Moved:
+    """Put the moved parts of every parametrized tensor that an edit touches in its place.
+
+    Parameters
+    ----------
+    net : Network
+    plan : Plan
+    result : Result
+        Of the plan.
+    parametrized : collection of str
+        The tensors of the network that are parametrized.
+
+    Raises
+    ------
+    EditError
+        One cannot follow the edit; names it, says why and what to do.
+    """
+    moved = Moved(result)
+    if not parametrized:
+        return moved
+    tensors, slots, cleared = dict(result.tensors), dict(result.slots), list(result.cleared)
+    for name in sorted(parametrized):
+        if list_of(net, name) is None:
+            if name in tensors:
+                raise refusal(net, name, f"{_WHAT}: its owner is not, so that the two no longer are one tensor")
+            continue
+        one = read(net, name, plan.base.tensors[name].dims)
+        moved.parts[name] = tuple(part.name for part in one.parts)
+        mover = _Mover(net, plan, one)
+        slots = dict(mover.slots(slots))
+        if name in tensors:
+            values = mover.values(tensors.pop(name))
+            tensors |= {part.name: values[part.key] for part in one.parts if part.key in values}
+            slots |= mover.following(values, slots)
+            moved.notes += mover.notes
+            module = net.get_submodule(name.rpartition(".")[0])
+            moved.swaps.append(_forget(id(module), name.rpartition(".")[2]))
+        cleared = list(_cleared(net, one, cleared))
+    moved.result = replace(result, tensors=tensors, slots=slots, cleared=cleared)
+    return moved
+
+
+def _forget(module: int, attribute: str) -> Swap:
+    """Inside ``parametrize.cached()`` the weight of before would be used on."""
+
+    def forget() -> None:
+        parametrize._cache.pop((module, attribute), None)
+
+    return Swap(forget, forget)
+
+
+def _cleared(net: Network, one: Parametrized, cleared: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for optimizer, name in cleared:
+        if name != one.name:
+            yield optimizer, name
+        else:
+            yield from ((optimizer, part.name) for part in one.held_by(net._attached[optimizer]))
+
+
+class _Mover:
+    """The parts of one parametrized tensor on their way through one edit."""
+
+    def __init__(self, net: Network, plan: Plan, one: Parametrized) -> None:
+        self.net, self.plan, self.one = net, plan, one
+        self.base = plan.staged(one.name).base
+        self.flat = [
+            source if source is not None and not _is_identity(source, size) else None
+            for source, size in zip(plan.staged(one.name)._flat(), self.base.shape, strict=True)
+        ]
+        self.notes: list[str] = []
+
+    def refused(self, why: str) -> EditError:
+        """The error that says so."""
+        known = [_WHY[kind] for kind in kinds_of(self.one.held) if kind in _WHY]
+        return refusal(self.net, self.one.name, ": ".join([_WHAT, why, *known[:1]]))
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def values(self, wanted: Tensor) -> dict[str, Tensor]:
+        """The parts that an edit changes, by key, such that they give the weight that it wants."""
+        one, base = self.one, self.base
+        for dim, why in one.stuck.items():
+            if self.flat[dim] is not None:
+                raise self.refused(why)
+        self._check_alone()
+        if not _equal(self._computed({}), base):
+            raise self.refused("it is not the same each time that it is computed, or was changed during the edit")
+        carried = gather(base, self.flat)
+        stays = _stays(self.flat, range(base.dim()), wanted)
+        if not _equal(torch.where(stays, wanted, carried), carried):
+            raise self.refused(
+                "the edit gives other values to units that stay, and originals are moved, not computed anew"
+            )
+        moved = {part.key: gather(part.tensor.detach(), part.sources(self.flat)) for part in one.parts}
+        changed = {part.key for part in one.parts if any(source is not None for source in part.sources(self.flat))}
+        moved |= self._newborn_parts(moved, wanted, stays)
+        originals = [part for part in one.parts if part.original and self._born(part)]
+        if originals:
+            moved |= self._newborn_originals(moved, wanted, originals)
+        self._check(moved, wanted, carried, stays, [part.key for part in originals])
+        return {key: value for key, value in moved.items() if key in changed}
+
+    def _computed(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        try:
+            return compute(self.one.held, tensors)
+        except Exception as error:
+            raise self.refused(f"it cannot be computed from what was moved ({_said(error)})") from error
+
+    def _born(self, part: Part) -> bool:
+        return any(source is not None and bool((source < 0).any()) for source in part.sources(self.flat))
+
+    def _check_alone(self) -> None:
+        """No part may be used elsewhere too."""
+        holders: dict[int, int] = {}
+        for _, tensor in (
+            *self.net.named_parameters(remove_duplicate=False), *self.net.named_buffers(remove_duplicate=False)
+        ):  # fmt: skip
+            holders[id(tensor)] = holders.get(id(tensor), 0) + 1
+        for part in self.one.parts:
+            if holders[id(part.tensor)] > 1:
+                raise self.refused(f"{part.name!r}, from which it is computed, is used elsewhere too")
+
+    def _newborn_originals(
+        self, moved: Mapping[str, Tensor], wanted: Tensor, originals: Sequence[Part]
+    ) -> dict[str, Tensor]:
+        """Originals with those of newborns from ``right_inverse``; units that stay keep theirs."""
+        try:
+            given = invert(self.one.held, moved, wanted)
+        except Exception as error:
+            raise self.refused(f"right_inverse fails on the values of newborns ({_said(error)})") from error
+        if given is None:
+            raise self.refused(
+                "newborns need originals, and a parametrization of it has no right_inverse that would say which: give "
+                "its class one"
+            )
+        every = [part for part in self.one.parts if part.original]
+        found = {}
+        for part, value in zip(every, given, strict=True):
+            old = moved[part.key]
+            if part not in originals:
+                continue
+            if value.shape != old.shape:
+                raise self.refused(
+                    f"right_inverse gives {part.key!r} the shape {list(value.shape)}, and it would be {list(old.shape)}"
+                )
+            found[part.key] = torch.where(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))
+        return found
+
+    def _newborn_parts(self, moved: Mapping[str, Tensor], wanted: Tensor, stays: Tensor) -> dict[str, Tensor]:
+        """Buffers and parameters of the modules in which newborns get entries: those that leave newborns free.
+
+        What all have, newborns have too; in a mask they are not masked. Tried on values other than zero.
+        """
+        gaining = [part for part in self.one.parts if not part.original and self._born(part)]
+        if not gaining:
+            return {}
+        known = self.base[self.base != 0]
+        drawn = torch.randint(max(1, known.numel()), wanted.shape, generator=torch.Generator().manual_seed(0))
+        values = known[drawn.to(known.device)] if known.numel() else torch.ones_like(wanted)
+        trial = torch.where(stays, wanted, values)
+        for rank in range(3):
+            chosen = {part.key: self._filled(part, moved[part.key], rank) for part in gaining}
+            try:
+                tried = {**moved, **chosen}
+                originals = [part for part in self.one.parts if part.original and self._born(part)]
+                tried |= self._newborn_originals(tried, trial, originals)
+                found = self._computed(tried)
+            except EditError:
+                if rank == 2:
+                    raise
+                continue
+            if found.shape == trial.shape and _far(found, trial, ~stays) <= _rounding(trial.dtype, 4):
+                return chosen
+        raise self.refused(f"it is not known what newborns have in {', '.join(repr(part.name) for part in gaining)}")
+
+    def _filled(self, part: Part, moved: Tensor, rank: int) -> Tensor:
+        old = part.tensor.detach()
+        first = old.reshape(-1)[:1]
+        constant, mask = bool((old == first).all()), bool(((old == 0) | (old == 1)).all())
+        if not (constant or mask):
+            raise self.refused(f"it is not known what newborns have in {part.name!r}, whose entries differ")
+        fill = ([first] if constant else []) + ([torch.ones_like(first), torch.zeros_like(first)] if mask else [])
+        stays = _stays(part.sources(self.flat), range(moved.dim()), moved)
+        return torch.where(stays, moved, fill[min(rank, len(fill) - 1)])
+
+    def _check(
+        self, moved: Mapping[str, Tensor], wanted: Tensor, carried: Tensor, stays: Tensor, given: Sequence[str]
+    ) -> None:
+        found = self._computed(moved)
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise self.refused(f"moved, it would be of shape {list(found.shape)}, not {list(wanted.shape)}")
+        for key in given:
+            if not bool(torch.isfinite(moved[key]).all()) and bool(torch.isfinite(wanted).all()):
+                raise self.refused("some values of newborns have no finite original: give newborns others (init=)")
+        for mask, target, what in (
+            (stays, carried, "the values of units that stay would change"),
+            (~stays, wanted, "right_inverse does not give the values of newborns back"),
+        ):
+            far = _far(found, target, mask)
+            if not far <= _rounding(wanted.dtype):
+                change = "are not numbers" if np.isnan(far) else f"differ by {far:.2g} of its maximum"
+                raise self.refused(f"{what} (they {change})")
+        if not _equal(torch.where(stays, found, carried), carried):
+            kinds = ", ".join(kinds_of(self.one.held))
+            self.notes.append(f"{self.one.name}: units that stay keep their values to rounding ({kinds})")
+
+    # -- what follows the parts -------------------------------------------------------------------------------------
+
+    def slots(self, slots: Mapping[SlotKey, Tensor]) -> Iterator[tuple[SlotKey, Tensor]]:
+        """The slots of an edit, where ages of the weight are those of its parts."""
+        mine = self.plan._slots.get(self.one.name, {})
+        for key, value in slots.items():
+            if key not in mine:
+                yield key, value
+                continue
+            slot, _ = mine[key]
+            axes = range(len(slot.dims)) if slot.axes is None else slot.axes
+            flat = [self.flat[axis] if axis >= 0 else None for axis in axes]
+            old = gather(slot.base, flat)
+            if not _equal(torch.where(_stays(flat, range(value.dim()), value), value, old), old):
+                raise self.refused(
+                    "the edit gives the optimizer's state or the gradient of units that stay other values (merge, or "
+                    "state='scaled'), which fit a weight that is not computed"
+                )
+            if key[0] not in NEUTRAL:
+                yield key, value
+                continue
+            holder = self.net._attached[key[1]]
+            trained = [part for part in self.one.held_by(holder) if part.tensor.requires_grad]
+            if len({holder.step_of(part.tensor) for part in trained}) > 1:
+                raise self.refused("its originals have taken different numbers of steps, so that ages fit none of them")
+            for part in trained:
+                for dim, axis in enumerate(part.axes):
+                    if axis == int(key[3]):
+                        yield (key[0], key[1], part.name, str(dim)), value
+
+    def following(self, values: Mapping[str, Tensor], slots: Mapping[SlotKey, Tensor]) -> dict[SlotKey, Tensor]:
+        """State that newborns share with the part itself (averages of it), and attached averaged models."""
+        found: dict[SlotKey, Tensor] = {}
+        dims = self.plan.base.tensors[self.one.name].dims
+        for part in self.one.parts:
+            if part.key not in values:
+                continue
+            value, flat = values[part.key], part.sources(self.flat)
+            stays = _stays(flat, range(value.dim()), value)
+            for holder in self.net._attached.values():
+                if holder.holds(part.tensor):
+                    for slot in holder.slots(part.tensor, part.name, part_dims(part, dims)):
+                        if slot.newborn == "weight" and slot.key in slots:
+                            found[slot.key] = torch.where(stays, slots[slot.key], value.to(slots[slot.key]))
+            for key, average in self.net._averages.items():
+                copied = _averaged(average.copy, part)
+                found["average", key, part.name] = gather(copied.detach(), flat)
+                found["carried", key, part.name] = torch.where(stays, value, _other(value))
+        return found
+
+
+def _averaged(copied: Network, part: Part) -> Tensor:
+    path, _, attribute = part.name.rpartition(".")
+    try:
+        found = getattr(copied.get_submodule(path), attribute)
+    except AttributeError:
+        found = None
+    if not isinstance(found, Tensor) or found.shape != part.tensor.shape:
+        raise EditError(
+            f"the averaged copy has no {part.name!r}: it was made before the parametrization was registered; make it "
+            "anew from the network as it is"
+        )
+    return found
+
+
+def _other(value: Tensor) -> Tensor:
+    """Something that equals the value nowhere."""
+    if value.is_floating_point() or value.is_complex():
+        return torch.full_like(value, float("nan"))
+    return ~value if value.dtype == torch.bool else value + 1
+
+
+def _stays(flat: Sequence[IndexArray | None], dims: range, like: Tensor) -> Tensor:
+    """Which entries of a moved tensor were there before."""
+    mask = torch.ones((), dtype=torch.bool, device=like.device)
+    for dim in dims:
+        source = flat[dim]
+        if source is not None:
+            along = torch.from_numpy(source >= 0).to(like.device)
+            mask = mask & along.reshape([-1 if at == dim else 1 for at in dims])
+    return mask.expand(like.shape)
+
+
+def _far(found: Tensor, wanted: Tensor, mask: Tensor) -> float:
+    """The largest difference where it counts, in units of the tensor's largest entry."""
+    one, two = found[mask], wanted[mask]
+    if not one.numel() or _equal(one, two):
+        return 0.0
+    size = float(wanted.abs().max())
+    return float((one - two).abs().max()) / (size or 1.0)
+
+
+def _rounding(dtype: torch.dtype, times: int = 1) -> float:
+    """How far a value computed from moved parts may be off."""
+    eps = torch.finfo(dtype).eps
+    return times * eps * (32 if eps < 1e-6 else 2)
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+
+
+def _is_identity(source: IndexArray, size: int) -> bool:
+    return len(source) == size and np.array_equal(source, np.arange(size))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
