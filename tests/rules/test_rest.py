@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -112,11 +113,14 @@ def calls(policy: Policy, net: gn.Network, step: int) -> int:
         nonlocal count
         count += event == "call"
 
+    gc.collect()
+    gc.disable()  # what it would call is none of the policy's business
     sys.setprofile(note)
     try:
         outcomes = policy.step(net, step=step, metrics=given)
     finally:
         sys.setprofile(None)
+        gc.enable()
     assert not any(outcome.applied for outcome in outcomes)
     return count
 
