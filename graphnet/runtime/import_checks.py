@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -22,8 +23,16 @@ _LOOSER = 100.0
 """How much further gradients may be apart than outputs: they are sums of many more terms."""
 
 
-def first_run(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def first_run(
+    twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[int, Tensor]]:  # fmt: skip
     """Run a copy of the model on the example, in evaluation mode, with copies of the parameters that they share.
+
+    Returns
+    -------
+    output
+    copies : dict of int to Tensor
+        By the ``id`` of a parameter the copy of it, where the run has left no reference to that.
 
     Raises
     ------
@@ -33,23 +42,36 @@ def first_run(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     twin.eval()
     own = dict(twin.named_parameters())
     copies = {name: nn.Parameter(value.detach().clone(), value.requires_grad) for name, value in own.items()}
+    made = {name: value.detach() for name, value in copies.items()}
     try:
         with torch.no_grad(), _forked(twin):
             output = torch.func.functional_call(twin, dict(copies), _copied(args), _copied(dict(kwargs)))
     except Exception as error:
         raise ImportModelError(f"the model does not run on the example: {type(error).__name__}: {error}") from error
-    written = [name for name, value in own.items() if not _same(value.detach(), copies[name].detach())]
+    written = [name for name, value in own.items() if not _same(value.detach(), copies.pop(name).detach())]
     if written:
         raise ImportModelError(
             f"the model overwrites its own parameter {written[0]!r} in its forward pass: what it computes would "
             "depend on how often it was called; do that outside the model"
         )
-    return output
+    return output, {id(own[name]): value for name, value in made.items() if _alone(value)}
+
+
+def _alone(value: Tensor) -> bool:
+    """Whether nothing but this tensor refers to its memory: the model may have kept a part of it somewhere."""
+    storage = value.untyped_storage()  # counted with it; torch has no public name for the count
+    return torch._C._storage_Use_Count(storage._cdata) == 2  # noqa: TID251
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors hold the same, where they are no numbers too."""
-    return torch.equal(one, two) or bool(((one == two) | ((one != one) & (two != two))).all())
+    """Whether two tensors hold the same, bit for bit."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    words = [value.contiguous().reshape(-1).view(torch.uint8) for value in (one, two)]
+    if one.device.type != "cpu":
+        return torch.equal(*words)
+    wide = np.int64 if words[0].numel() % 8 == 0 else np.uint8
+    return np.array_equal(*(word.numpy().view(wide) for word in words))
 
 
 def check_import(net: nn.Module, twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

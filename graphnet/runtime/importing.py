@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
@@ -30,6 +29,7 @@ from graphnet.ir.ops.stored import Stored
 from graphnet.runtime.import_checks import check_import, first_run, sizes_of_one
 from graphnet.runtime.meta import on_meta
 from graphnet.runtime.network import Network
+from graphnet.runtime.twins import twin_of
 
 __all__ = ["Calling", "ImportedNetwork", "from_torch"]
 
@@ -309,8 +309,8 @@ def from_torch(
     signature = _signature(model)
     _warn_of_hooks(model)
     positional, named = bound(signature, positional, named)
-    twin = _twin(model)
-    _register_outputs(twin, positional, named)
+    twin = twin_of(model)
+    copies = _register_outputs(twin, positional, named)
     assembled, program = import_model(twin, positional, named, dynamic=dynamic_shapes, name=type(model).__name__)
     leaves, spec = pytree.tree_flatten((positional, named))
     calling = Calling(
@@ -326,7 +326,8 @@ def from_torch(
         raise ImportModelError(
             f"the example holds {len(example)} tensors, the traced program reads {len(assembled.graph.inputs)}"
         )
-    net = _network(model, assembled, calling, share=share, seed=seed)
+    net = _network(model, assembled, calling, copies, share=share, seed=seed)
+    del copies
     if check:
         check_import(net, twin, positional, named)
         shapes = [op.full_shape for op in assembled.graph.inputs]
@@ -398,25 +399,15 @@ def _warn_of_hooks(model: nn.Module) -> None:
         )
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy of the model's structure on the same parameters, whose mode may be changed."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # what a forward hook computes from parameters
-                memo[id(value)] = value.detach()
-    try:
-        twin = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ImportModelError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
-    if not isinstance(twin, nn.Module):
-        raise ImportModelError("the model's copy is no module")
-    return twin
+def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Tensor]:
+    """Let torch.export take results of dataclasses apart, and find out whether the model runs at all.
 
-
-def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Let torch.export take results of dataclasses apart, and find out whether the model runs at all."""
-    output = first_run(twin, args, kwargs)
+    Returns
+    -------
+    dict of int to Tensor
+        Copies of parameters, by their ``id``, that running it has made and that are free to be used.
+    """
+    output, copies = first_run(twin, args, kwargs)
 
     def visit(value: Any) -> None:
         kind = type(value)
@@ -433,10 +424,11 @@ def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
                 visit(getattr(value, name))
 
     visit(output)
+    return copies
 
 
 def _network(
-    model: nn.Module, assembled: Assembled, calling: Calling, *, share: bool, seed: int
+    model: nn.Module, assembled: Assembled, calling: Calling, copies: dict[int, Tensor], *, share: bool, seed: int
 ) -> ImportedNetwork:  # fmt: skip
     net = on_meta(lambda: ImportedNetwork(assembled.graph, seed=seed))
     net._calling = calling
@@ -448,8 +440,10 @@ def _network(
         if share and assembled.table.order.__contains__(name):
             value = _own(model, name)
         if isinstance(value, nn.Parameter) and not spec.buffer:
-            kept = value if share else nn.Parameter(_copied(value), requires_grad=value.requires_grad)
-            home._parameters[attribute] = kept
+            if not share:
+                copy_of = copies.pop(id(value), None)
+                value = nn.Parameter(_copied(value) if copy_of is None else copy_of, requires_grad=value.requires_grad)
+            home._parameters[attribute] = value
         else:
             home._buffers[attribute] = value if share else _copied(value)
     tie(assembled.graph, net)

@@ -1,0 +1,142 @@
+"""Copies of a model's structure are what ``copy.deepcopy`` makes, and nothing of an import is shared with the model."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphnet as gn
+from graphnet.errors import ImportModelError
+from graphnet.runtime.twins import twin_of
+
+
+class Odd(nn.Module):
+    """Attributes of many kinds: shared and empty tables, a way back to the parent, a view, a module in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+        self.again = self.first
+        self.seen: dict[str, int] = {}
+        self.first.seen = self.seen
+        self.norm.table = {"parent": [self], "empty": []}
+        self.loose = [nn.Linear(4, 2), "text", (1, 2.0)]
+        self.register_buffer("view", self.norm.running_mean[:2], persistent=False)
+        self.scaled = self.first.weight * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.first(x))
+        return out
+
+
+def same(one: Any, two: Any, known: dict[int, Any]) -> None:
+    """Compare two object graphs: values, types, and which things are one."""
+    if id(one) in known:
+        assert known[id(one)] is two
+        return
+    known[id(one)] = two
+    assert type(one) is type(two)
+    if isinstance(one, Tensor):
+        assert one is not two
+        assert torch.equal(one, two)
+        assert one.stride() == two.stride()
+    elif isinstance(one, nn.Module):
+        assert one is not two
+        same(vars(one), vars(two), known)
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        assert one is not two
+        for key in one:
+            same(one[key], two[key], known)
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            same(a, b, known)
+    elif isinstance(one, weakref.ref):
+        assert one() is two()
+    else:
+        assert one == two
+
+
+def test_a_twin_is_a_deep_copy_on_the_same_parameters() -> None:
+    model = nn.Sequential(Odd(), nn.Conv2d(1, 2, 1), nn.ModuleDict({"a": nn.LSTM(2, 3)})).eval()
+    model[0].train()
+    twin = twin_of(model)
+    assert [id(parameter) for parameter in twin.parameters()] == [id(parameter) for parameter in model.parameters()]
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    model[0].scaled = model[0].scaled.detach()  # what copy.deepcopy refuses otherwise
+    same(copy.deepcopy(model, dict(parameters)), twin, parameters)
+
+
+def test_tensors_that_share_memory_do_so_in_the_twin() -> None:
+    twin = twin_of(Odd())
+    twin.norm.running_mean.fill_(3.0)
+    assert torch.equal(twin.view, torch.full((2,), 3.0))
+
+
+def test_a_class_that_copies_itself_does_so() -> None:
+    class Own(nn.Module):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+            other = Own()
+            other.copied = True
+            return other
+
+    class Stated(nn.Linear):
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state | {"set": True})
+
+    twin = twin_of(nn.Sequential(Own(), Stated(2, 2)))
+    assert twin[0].copied
+    assert twin[1].set
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.file = (one for one in range(3))
+    with pytest.raises(ImportModelError, match="cannot be copied"):
+        twin_of(model)
+    assert copy.copy(model).file is model.file
+
+
+def test_weights_that_a_model_keeps_elsewhere_are_not_the_networks() -> None:
+    kept: list[Tensor] = []
+
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_exporting():
+                kept.append(self.one.weight.t())
+            return self.two(self.one(x).relu())
+
+    model = Keeping()
+    net = gn.from_torch(model, (torch.randn(2, 3),), check=False)
+    assert len(kept) == 1
+    with torch.no_grad():
+        net.one.weight.zero_()
+        net.two.weight.zero_()
+    assert torch.equal(kept[0].t(), model.one.weight)
+    assert model.two.weight.abs().sum() > 0
+
+
+def test_a_parameter_that_is_overwritten_with_other_bits_is_refused() -> None:
+    class Negating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 4)
+            with torch.no_grad():
+                self.one.weight.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.one.weight.data.neg_()  # of zeros: equal, and other bits
+            return self.one(x)
+
+    with pytest.raises(ImportModelError, match="overwrites its own parameter"):
+        gn.from_torch(Negating(), (torch.randn(2, 3),))
