@@ -325,7 +325,10 @@ class Network(nn.Module):
 
     def _parts(self, name: str) -> Parametrized | None:
         """What a tensor is computed from, where it is parametrized."""
-        return None if list_of(self, name) is None else read(self, name, self.graph.tensors[name].dims)
+        if list_of(self, name) is None:
+            return None
+        spec = self.graph.tensors[name]
+        return read(self, name, spec.dims, self.graph.shape(spec))
 
     def step_of(self, optimizer: str, name: str) -> int | None:
         """The optimizer's step count of a parameter."""

@@ -104,7 +104,8 @@ def move_originals(net: Network, plan: Plan, result: Result, parametrized: Colle
             if name in tensors:
                 raise refusal(net, name, f"{_WHAT}: its owner is not, so that the two no longer are one tensor")
             continue
-        one = read(net, name, plan.base.tensors[name].dims)
+        spec = plan.base.tensors[name]
+        one = read(net, name, spec.dims, plan.base.shape(spec))
         moved.parts[name] = tuple(part.name for part in one.parts)
         mover = _Mover(net, plan, one)
         slots = dict(mover.slots(slots))
@@ -167,7 +168,7 @@ class _Mover:
             raise self.refused("it is not the same each time that it is computed, or was changed during the edit")
         carried = gather(base, self.flat)
         stays = _stays(self.flat, range(base.dim()), wanted)
-        if not _equal(torch.where(stays, wanted, carried), carried):
+        if not _equal(_where(stays, wanted, carried), carried):
             raise self.refused(
                 "the edit gives other values to units that stay, and originals are moved, not computed anew"
             )
@@ -223,10 +224,10 @@ class _Mover:
                 raise self.refused(
                     f"right_inverse gives {part.key!r} the shape {list(value.shape)}, and it would be {list(old.shape)}"
                 )
-            found[part.key] = torch.where(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))
+            found[part.key] = _where(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))
         return found
 
-    def _newborn_parts(self, moved: Mapping[str, Tensor], wanted: Tensor, stays: Tensor) -> dict[str, Tensor]:
+    def _newborn_parts(self, moved: Mapping[str, Tensor], wanted: Tensor, stays: Tensor | None) -> dict[str, Tensor]:
         """Buffers and parameters of the modules in which newborns get entries: those that leave newborns free.
 
         What all have, newborns have too; in a mask they are not masked. Tried on values other than zero.
@@ -237,7 +238,7 @@ class _Mover:
         known = self.base[self.base != 0]
         drawn = torch.randint(max(1, known.numel()), wanted.shape, generator=torch.Generator().manual_seed(0))
         values = known[drawn.to(known.device)] if known.numel() else torch.ones_like(wanted)
-        trial = torch.where(stays, wanted, values)
+        trial = _where(stays, wanted, values)
         for rank in range(3):
             chosen = {part.key: self._filled(part, moved[part.key], rank) for part in gaining}
             try:
@@ -249,7 +250,7 @@ class _Mover:
                 if rank == 2:
                     raise
                 continue
-            if found.shape == trial.shape and _far(found, trial, ~stays) <= _rounding(trial.dtype, 4):
+            if found.shape == trial.shape and _far(found, trial, _born(stays, trial)) <= _rounding(trial.dtype, 4):
                 return chosen
         raise self.refused(f"it is not known what newborns have in {', '.join(repr(part.name) for part in gaining)}")
 
@@ -261,10 +262,10 @@ class _Mover:
             raise self.refused(f"it is not known what newborns have in {part.name!r}, whose entries differ")
         fill = ([first] if constant else []) + ([torch.ones_like(first), torch.zeros_like(first)] if mask else [])
         stays = _stays(part.sources(self.flat), range(moved.dim()), moved)
-        return torch.where(stays, moved, fill[min(rank, len(fill) - 1)])
+        return _where(stays, moved, fill[min(rank, len(fill) - 1)])
 
     def _check(
-        self, moved: Mapping[str, Tensor], wanted: Tensor, carried: Tensor, stays: Tensor, given: Sequence[str]
+        self, moved: Mapping[str, Tensor], wanted: Tensor, carried: Tensor, stays: Tensor | None, given: Sequence[str]
     ) -> None:
         found = self._computed(moved)
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -274,13 +275,13 @@ class _Mover:
                 raise self.refused("some values of newborns have no finite original: give newborns others (init=)")
         for mask, target, what in (
             (stays, carried, "the values of units that stay would change"),
-            (~stays, wanted, "right_inverse does not give the values of newborns back"),
+            (_born(stays, wanted), wanted, "right_inverse does not give the values of newborns back"),
         ):
             far = _far(found, target, mask)
             if not far <= _rounding(wanted.dtype):
                 change = "are not numbers" if np.isnan(far) else f"differ by {far:.2g} of its maximum"
                 raise self.refused(f"{what} (they {change})")
-        if not _equal(torch.where(stays, found, carried), carried):
+        if not _equal(_where(stays, found, carried), carried):
             kinds = ", ".join(kinds_of(self.one.held))
             self.notes.append(f"{self.one.name}: units that stay keep their values to rounding ({kinds})")
 
@@ -297,7 +298,7 @@ class _Mover:
             axes = range(len(slot.dims)) if slot.axes is None else slot.axes
             flat = [self.flat[axis] if axis >= 0 else None for axis in axes]
             old = gather(slot.base, flat)
-            if not _equal(torch.where(_stays(flat, range(value.dim()), value), value, old), old):
+            if not _equal(_where(_stays(flat, range(value.dim()), value), value, old), old):
                 raise self.refused(
                     "the edit gives the optimizer's state or the gradient of units that stay other values (merge, or "
                     "state='scaled'), which fit a weight that is not computed"
@@ -327,11 +328,11 @@ class _Mover:
                 if holder.holds(part.tensor):
                     for slot in holder.slots(part.tensor, part.name, part_dims(part, dims)):
                         if slot.newborn == "weight" and slot.key in slots:
-                            found[slot.key] = torch.where(stays, slots[slot.key], value.to(slots[slot.key]))
+                            found[slot.key] = _where(stays, slots[slot.key], value.to(slots[slot.key]))
             for key, average in self.net._averages.items():
                 copied = _averaged(average.copy, part)
                 found["average", key, part.name] = gather(copied.detach(), flat)
-                found["carried", key, part.name] = torch.where(stays, value, _other(value))
+                found["carried", key, part.name] = _where(stays, value, _other(value))
         return found
 
 
@@ -356,24 +357,32 @@ def _other(value: Tensor) -> Tensor:
     return ~value if value.dtype == torch.bool else value + 1
 
 
-def _stays(flat: Sequence[IndexArray | None], dims: range, like: Tensor) -> Tensor:
-    """Which entries of a moved tensor were there before."""
-    mask = torch.ones((), dtype=torch.bool, device=like.device)
+def _stays(flat: Sequence[IndexArray | None], dims: range, like: Tensor) -> Tensor | None:
+    """Which entries of a moved tensor were there before; None: all of them."""
+    mask: Tensor | None = None
     for dim in dims:
         source = flat[dim]
-        if source is not None:
+        if source is not None and bool((source < 0).any()):
             along = torch.from_numpy(source >= 0).to(like.device)
-            mask = mask & along.reshape([-1 if at == dim else 1 for at in dims])
-    return mask.expand(like.shape)
+            along = along.reshape([-1 if at == dim else 1 for at in dims])
+            mask = along if mask is None else mask & along
+    return None if mask is None else mask.expand(like.shape)
 
 
-def _far(found: Tensor, wanted: Tensor, mask: Tensor) -> float:
+def _born(stays: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=torch.bool, device=like.device) if stays is None else ~stays
+
+
+def _where(stays: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
+    return one if stays is None else torch.where(stays, one, other)
+
+
+def _far(found: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
     """The largest difference where it counts, in units of the tensor's largest entry."""
-    one, two = found[mask], wanted[mask]
-    if not one.numel() or _equal(one, two):
+    counted = _where(mask, found, wanted)
+    if _equal(counted, wanted):
         return 0.0
-    size = float(wanted.abs().max())
-    return float((one - two).abs().max()) / (size or 1.0)
+    return float((counted - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
 
 
 def _rounding(dtype: torch.dtype, times: int = 1) -> float:
@@ -383,6 +392,8 @@ def _rounding(dtype: torch.dtype, times: int = 1) -> float:
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:
+    if one is two or torch.equal(one, two):
+        return True
     return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
 

@@ -49,6 +49,7 @@ _MOST = 64
 """So many ways in which parts may follow a dimension are tried."""
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[Any, tuple[tuple[int, ...], ...]]] = WeakKeyDictionary()
+"""By list of parametrizations what :func:`_find` gave, with what that depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def refusal(root: nn.Module, name: str, what: str) -> EditError:
     )
 
 
-def read(root: nn.Module, name: str, dims: Sequence[Layout]) -> Parametrized:
+def read(root: nn.Module, name: str, dims: Sequence[Layout], shape: Sequence[int]) -> Parametrized:
     """Find what a parametrized tensor is computed from, and what of it follows which dimension.
 
     Parameters
@@ -166,16 +167,19 @@ def read(root: nn.Module, name: str, dims: Sequence[Layout]) -> Parametrized:
         Of a tensor that :func:`list_of` finds parametrizations of.
     dims : sequence of Layout
         Of the weight.
+    shape : sequence of int
+        Of the weight.
     """
     held = list_of(root, name)
     path, _, attribute = name.rpartition(".")
     start = f"{path}.parametrizations.{attribute}" if path else f"parametrizations.{attribute}"
     tensors = [*held.named_parameters(remove_duplicate=False), *held.named_buffers(remove_duplicate=False)]
     parts = sorted((Part(f"{start}.{key}", key, tensor) for key, tensor in tensors), key=_order)
-    signature = (dims, tuple((part.key, part.tensor.shape, part.tensor.dtype) for part in parts))
+    # the way in which parts follow stays what it is when units come and go: it is looked for once
+    signature = tuple(map(id, held.modules())), tuple((part.key, part.tensor.dtype) for part in parts), dims
     stuck: Mapping[int, str] = {}
     known = _FOUND.get(held)
-    if known is not None and known[0] == signature:
+    if known is not None and known[0] == signature and _fits(parts, known[1], shape):
         axes = known[1]
     else:
         axes, stuck = _find(held, parts, dims)
@@ -183,6 +187,15 @@ def read(root: nn.Module, name: str, dims: Sequence[Layout]) -> Parametrized:
             _FOUND[held] = signature, axes
     return Parametrized(
         name, held, tuple(replace(part, axes=mine) for part, mine in zip(parts, axes, strict=True)), stuck
+    )
+
+
+def _fits(parts: Sequence[Part], axes: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
+    """Whether parts have the sizes of what they follow."""
+    return all(
+        axis < 0 or size == shape[axis]
+        for part, mine in zip(parts, axes, strict=True)
+        for axis, size in zip(mine, part.tensor.shape, strict=True)
     )
 
 
@@ -306,18 +319,14 @@ def _other_values(
 
 
 def _shaken(tensor: Tensor, generator: torch.Generator, added: float) -> Tensor:
-    def drawn(draw: Any) -> Tensor:
-        found: Tensor = draw(tensor.shape, generator=generator, dtype=torch.float64)
-        return found.to(tensor.device)
-
-    if tensor.dtype == torch.bool:
-        return drawn(torch.rand) < 0.5
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
         return tensor.reshape(-1)[order].reshape(tensor.shape)
-    size = float(tensor.abs().double().square().mean().sqrt()) if tensor.numel() else 0.0
-    noise = added * (size or 1.0) * drawn(torch.randn)
-    return (tensor * (1.0 + 0.5 * drawn(torch.rand)) + noise).to(tensor.dtype)
+    drawn = torch.rand(tensor.shape, generator=generator).to(tensor.device)
+    if tensor.dtype == torch.bool:
+        return drawn < 0.5
+    size = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return (tensor * (1.0 + 0.5 * drawn) + added * (size or 1.0) * (drawn - 0.5)).to(tensor.dtype)
 
 
 def _following(
