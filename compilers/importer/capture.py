@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,28 @@ def capture(
                 raise
             except Exception as error:  # torch raises many kinds
                 problems.append(f"torch.export: {_short(error)}")
-    raise ImportModelError("the model cannot be traced. " + "; ".join(dict.fromkeys(problems)))
+    unknown = next((found[1] for problem in problems if (found := _UNKNOWN_OUTPUT.search(problem))), None)
+    if unknown is not None:
+        raise ImportModelError(_returned(unknown.rpartition(".")[2]))
+    branches = any("GuardOnDataDependent" in problem for problem in problems)
+    why = ": what it does depends on the values of a tensor (an if, a loop or a shape)" if branches else ""
+    raise ImportModelError(f"the model cannot be traced{why}. " + "; ".join(dict.fromkeys(problems)))
+
+
+_UNKNOWN_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
+
+
+def _returned(kind: str) -> str:
+    """What to do about a model that returns an object of a class that torch cannot take apart."""
+    if "Cache" in kind:
+        return (
+            f"the model returns a {kind}, the cache of a decoder that generates. Training has no use for it: set "
+            "model.config.use_cache = False, or give kwargs={'use_cache': False}"
+        )
+    return (
+        f"the model returns a {kind}, whose tensors torch does not find: return tensors, tuples, dicts or dataclasses, "
+        "or register it with torch.utils._pytree.register_pytree_node"
+    )
 
 
 def _check_sizes(programs: Sequence[Program], given: Any) -> None:
@@ -109,8 +131,11 @@ def _check_sizes(programs: Sequence[Program], given: Any) -> None:
 
 
 def _short(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}"
+    """The kind of an error and its first words, without torch's advice on how to debug torch."""
+    text = " ".join(str(error).split())
+    for advice in (" (Size-like symbols", " For more information, run with", " This can be attempted when the Proxy"):
+        text = text.partition(advice)[0]
+    return f"{type(error).__name__}: {text[:400]}"
 
 
 def _by_fx(model: nn.Module) -> nn.Module:

@@ -397,12 +397,20 @@ def test_a_name_that_a_network_keeps_is_refused(name: str) -> None:
         gn.from_torch(model, row())
 
 
+class KeyCache:
+    """What a decoder that generates would return, in a class that is no pytree."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: made(lambda self, x: self.a(x), a=torch.jit.script(nn.Linear(8, 3))), "the TorchScript module 'a'"),
         (lambda: made(lambda self, x: self.a(x), a=nn.Linear(8, 3, device="meta")), "does not run on the example"),
-        (lambda: made(lambda self, x: {self.a(x)}, a=nn.Linear(8, 3)), "cannot be traced"),
+        (lambda: made(lambda self, x: {self.a(x)}, a=nn.Linear(8, 3)), "returns a set, .* return tensors, tuples"),
+        (lambda: made(lambda self, x: KeyCache(self.a(x)), a=nn.Linear(8, 3)), "returns a KeyCache, .*use_cache"),
         (lambda: made(lambda self, x: None, a=nn.Linear(8, 3)), "does not use its input"),
         (lambda: made(lambda self, x: self.a(x) * x.sum().item(), a=nn.Linear(8, 3)), "depends on the data"),
     ],
