@@ -117,7 +117,7 @@ class Average:
             fresh = {name: self._placed(value) for name, value in result.fresh.items()}
             structure = Structure.build(replace(result, fresh=fresh), before.graph, copy)
         for name in live:
-            tensor = copy.tensor(name) if structure is None else structure.tensors[name]
+            tensor = copy.tensor(name) if structure is None else structure.tensor(name)
             value = self._value(name, tensor, live[name], result.tensors.get(name), result.slots)
             if value is not tensor:
                 check_settable(name, tensor)

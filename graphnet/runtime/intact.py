@@ -100,15 +100,15 @@ def check_unparametrized(root: nn.Module, parametrized: Collection[str], touched
 
 
 @contextmanager
-def steady(root: nn.Module, parametrized: Collection[str]) -> Iterator[None]:
+def steady(root: nn.Module) -> Iterator[None]:
     """Parametrized tensors are computed once inside, as in evaluation mode, so that reading them changes nothing.
 
     Otherwise each read would give another tensor, and one of ``spectral_norm`` would take a step of its iteration.
     """
-    if not parametrized:
+    parts = [part for held in root.modules() if is_parametrized(held) for part in _parametrizations(held).modules()]
+    if not parts:
         yield
         return
-    parts = [part for held in root.modules() if is_parametrized(held) for part in _parametrizations(held).modules()]
     training = [part for part in parts if part.training]
     try:
         for part in training:

@@ -21,6 +21,7 @@ from graphnet.errors import EditError, GraphnetError
 from graphnet.ir.graph import Graph
 from graphnet.runtime.births import Births
 from graphnet.runtime.history import History
+from graphnet.runtime.intact import steady
 from graphnet.runtime.meta import on_meta
 from graphnet.runtime.optimizers import Attached
 
@@ -104,6 +105,11 @@ class Kept:
 
 def keep(net: Network) -> Kept:
     """Copy what training changes of a network as it is now."""
+    with steady(net):
+        return _keep(net)
+
+
+def _keep(net: Network) -> Kept:
     graph = net.graph
     names = {id(net.tensor(name)): name for name, spec in graph.tensors.items() if not spec.buffer}
     reserve = {name: net.reserve_of(name) for name in graph.tensors}

@@ -39,7 +39,7 @@ from graphnet.runtime.intact import check_intact, check_unparametrized, steady
 from graphnet.runtime.kept import Kept, find_kept, keep, network_of
 from graphnet.runtime.low_memory import outline, tensor_swaps
 from graphnet.runtime.optimizers import Attached, notes_of
-from graphnet.runtime.originals import move_originals
+from graphnet.runtime.originals import check_layers_stay, move_originals
 from graphnet.runtime.parallel import Agreement, Distributed
 from graphnet.runtime.parametrized import Parametrized, list_of, read
 from graphnet.runtime.recompiling import allow_recompiling
@@ -184,9 +184,11 @@ class Network(nn.Module):
     def snapshot(self) -> Snapshot:
         """A copy of every tensor, with the graph that says whose they are; for :meth:`Edit.rewind`."""
         graph = self.graph
+        with steady(self):
+            tensors = {name: self.tensor(name).detach().clone() for name in graph.tensors}
         return Snapshot(
             graph,
-            {name: self.tensor(name).detach().clone() for name in graph.tensors},
+            tensors,
             {name: tensor.clone() for name, tensor in self._current.reserve.items()},
         )
 
@@ -395,7 +397,8 @@ class Network(nn.Module):
                 chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
                 plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
                 edit = Edit(plan)
-                with steady(self, check_intact(self.graph, self, self._current.program)):
+                check_intact(self.graph, self, self._current.program)
+                with steady(self):
                     yield edit
                     if edit._failed is not None:
                         raise EditError(f"the edit failed ({edit._failed}); nothing was changed")
@@ -436,10 +439,9 @@ class Network(nn.Module):
         self._check_held()
         current, structure = self._current, None
         if result.origins is not None:
+            check_layers_stay(self, result, parametrized)
             structure = Structure.build(result, current.graph, self)
-        find: Callable[[str], Tensor] = self.tensor if structure is None else structure.tensors.__getitem__
-        if structure is not None:
-            check_unparametrized(self, parametrized, parametrized, "an edit that changes ops would make its layer anew")
+        find: Callable[[str], Tensor] = self.tensor if structure is None else structure.tensor
         if low_memory:
             check_unparametrized(self, parametrized, touched(plan), "low_memory=True does not move it")
         moved_parts = move_originals(self, plan, result, parametrized)
@@ -555,7 +557,8 @@ class Network(nn.Module):
         chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
         edit = Edit(Plan(self, self.graph, torch.Generator().manual_seed(chosen)))
         try:
-            with steady(self, check_intact(self.graph, self, self._current.program)):
+            check_intact(self.graph, self, self._current.program)
+            with steady(self):
                 yield edit
                 edit.plan.validate()
         finally:

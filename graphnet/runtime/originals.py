@@ -40,7 +40,7 @@ from graphnet.runtime.transaction import Swap
 if TYPE_CHECKING:
     from graphnet.runtime.network import Network
 
-__all__ = ["Moved", "move_originals"]
+__all__ = ["Moved", "check_layers_stay", "move_originals"]
 
 _WHY = {
     "_WeightNorm": "the norms of its directions run over units that come or go; only units whose weights in it are zero"
@@ -119,6 +119,23 @@ def move_originals(net: Network, plan: Plan, result: Result, parametrized: Colle
         cleared = list(_cleared(net, one, cleared))
     moved.result = replace(result, tensors=tensors, slots=slots, cleared=cleared)
     return moved
+
+
+def check_layers_stay(net: Network, result: Result, parametrized: Collection[str]) -> None:
+    """Where ops change the layers that are parametrized must stay, under their names.
+
+    Raises
+    ------
+    EditError
+        One would go, be renamed or be made anew, or something would be tied to what is computed in it.
+    """
+    assert result.origins is not None
+    ties = {spec.shared for node in result.graph.nodes.values() for spec in node.tensors}
+    for name in sorted(parametrized):
+        if result.origins.get(name) != name:
+            raise refusal(net, name, "this edit would remove, rename or replace its layer")
+        if name in ties:
+            raise refusal(net, name, "this edit would tie another tensor to it")
 
 
 def _forget(module: int, attribute: str) -> Swap:

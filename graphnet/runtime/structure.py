@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from graphnet.compilers.plain import attach_module
 from graphnet.edit.plan import Result
@@ -100,6 +101,11 @@ class Structure:
                 table = {key: value for one in _TABLES for key, value in tables.get(one, found.__dict__[one]).items()}
         return found
 
+    def tensor(self, name: str) -> Tensor:
+        """A stored tensor of the new graph, or what a parametrized one is computed from."""
+        found: Tensor = self.tensors[name] if name in self.tensors else self.find(name)
+        return found
+
     def swaps(self) -> Iterator[Swap]:
         """The changes of modules, in order."""
         yield from self._swaps
@@ -121,7 +127,14 @@ class Structure:
         for key, child in fresh._modules.items():
             before = None if old is None else old._modules.get(key)
             children[key] = None if child is None else self._merged(f"{path}.{key}", before, child, stored, training)
-        if old is None or type(old) is not type(fresh):
+        held = old._modules.get("parametrizations") if old is not None and is_parametrized(old) else None
+        if isinstance(held, nn.ModuleDict):  # what is computed from others stays so, and is no parameter
+            parameters = {key: value for key, value in parameters.items() if key not in held}
+            buffers = {key: value for key, value in buffers.items() if key not in held}
+            children["parametrizations"] = held
+        if old is None or type_before_parametrizations(old) is not type(fresh):
+            if held is not None:
+                raise EditError(f"the layer at {path!r} is parametrized, and this edit would make it anew")
             fresh.train(training)
             for key, table in (("_parameters", parameters), ("_buffers", buffers), ("_modules", children)):
                 fresh.__dict__[key] = table

@@ -506,10 +506,13 @@ def test_an_average_from_before_the_parametrization_is_told() -> None:
 # -- all or nothing ------------------------------------------------------------------------------------------------
 
 
-def test_an_error_in_a_commit_leaves_every_bit() -> None:
+@pytest.mark.parametrize("structural", [False, True])
+def test_an_error_in_a_commit_leaves_every_bit(structural: bool) -> None:
     def act(edit: gn.Edit) -> None:
         edit.grow("fc1", 2, init="kaiming")
         edit.prune("fc1", units=[1])
+        if structural:
+            edit.deepen("act2")
 
     def case() -> tuple[gn.Network, torch.optim.Optimizer]:
         net, optimizer = made({"fc1": weight_norm, "fc2": KINDS["Sinh"]})
@@ -585,7 +588,6 @@ REFUSED: dict[str, tuple[dict[str, Register], Callable[[gn.Edit], object], str]]
         {"fc1": KINDS["Sinh"]}, lambda e: e.rewind("fc1", e.plan.host.snapshot()) and _change(e),
         "other values to units that stay",
     ),
-    "ops change": ({"fc1": KINDS["Sinh"]}, lambda e: e.deepen("act2"), "make its layer anew"),
 }  # fmt: skip
 
 
@@ -630,6 +632,25 @@ def test_going_back_is_refused() -> None:
     kept = net.keep()
     with unchanged(net, optimizer), pytest.raises(gn.EditError, match=r"'head.weight' is parametrized \(_SpectralNorm"):
         net.rollback(kept.version)
+
+
+@pytest.mark.parametrize(
+    ("layer", "act", "why"),
+    [
+        ("fc1", lambda edit: edit.remove("fc1"), "remove, rename or replace its layer"),
+        ("fc3", lambda edit: edit.tie("fc4", "fc3"), "tie another tensor to it"),
+        ("fc4", lambda edit: edit.tie("fc4", "fc3"), "remove, rename or replace its layer"),
+    ],
+)
+def test_a_layer_that_goes_or_is_tied_is_refused(layer: str, act: Callable[[gn.Edit], object], why: str) -> None:
+    net = random_network(gn.mlp([4, 4, 5, 5, 5, 3], activation="tanh"), 0)
+    adding(lambda _: Sinh())(net.get_submodule(layer))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    net.attach(optimizer)
+    step(net, optimizer)
+    said = rf"'{layer}.weight' is parametrized \(Sinh\), and .*{why}.*remove_parametrizations"
+    with unchanged(net, optimizer), pytest.raises(gn.EditError, match=said), net.edit() as edit:
+        act(edit)
 
 
 def test_a_part_that_is_used_elsewhere_is_refused() -> None:
@@ -710,6 +731,36 @@ def test_an_edit_beside_it_changes_no_bit_of_it(kind: str) -> None:
     assert not torch.equal(net.head.bias, before["head.bias"])
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_layers_that_stay_are_the_same_objects_when_ops_change(averaged: bool) -> None:
+    net, optimizer = made({"fc1": weight_norm, "fc2": KINDS["Sinh"], "head": spectral_norm})
+    if averaged:
+        net.attach(AveragedModel(net))
+    oracle, before, objects = plain(net), facts(net, optimizer), parts(net)
+    modules = {name: net.get_submodule(name) for name in ("fc1", "fc2", "head", "fc1.parametrizations.weight")}
+    net.eval()
+    for one in (net, oracle.eval()):
+        with one.edit(seed=3) as edit:
+            edit.grow("fc1", 2)
+            edit.deepen("act2", name="more")
+            edit.prune("fc1", units=[2])
+    net.train()
+    assert all(net.get_submodule(name) is module for name, module in modules.items())
+    assert all(parts(net)[name] is tensor for name, tensor in objects.items())
+    after = facts(net, optimizer)
+    kept = {name: value for name, value in after.items() if name in before}
+    assert assert_units_stay(before, kept, "fc1", [0, 1, 3, 4, 5], [*range(5)]) >= 6
+    assert assert_units_stay(before, kept, "fc2", [0, 1, 3, 4, 5], [*range(5)]) >= 3
+    assert len(optimizer.param_groups[0]["params"]) == len(list(net.parameters()))
+    with torch.no_grad():
+        for name in net.graph.tensors:
+            torch.testing.assert_close(net.eval().tensor(name), oracle.tensor(name), rtol=1e-13, atol=1e-14, msg=name)
+    torch.testing.assert_close(net(X), oracle(X), rtol=1e-12, atol=1e-14)
+    for averages in net.averaged:
+        assert averages(X).shape == (8, 3)
+    step(net.train(), optimizer)
+
+
 def test_a_plan_reads_it_as_in_evaluation_mode() -> None:
     net, optimizer = made({"head": spectral_norm})
     before = facts(net, optimizer)
@@ -717,6 +768,16 @@ def test_a_plan_reads_it_as_in_evaluation_mode() -> None:
         edit.grow("fc2", 2)
         assert edit.cost.params[1] > edit.cost.params[0]
     assert_same(facts(net, optimizer), before)
+
+
+@pytest.mark.parametrize("read", ["snapshot", "keep", "at"])
+def test_reading_a_network_in_training_changes_nothing(read: str) -> None:
+    """A step of the iteration of ``spectral_norm`` is taken each time that its weight is computed in training."""
+    net, optimizer = made({"head": spectral_norm})
+    before = facts(net, optimizer)
+    {"snapshot": net.snapshot, "keep": net.keep, "at": lambda: net.at(0)}[read]()
+    assert_same(facts(net, optimizer), before)
+    assert all(part.training for part in net.modules())
 
 
 def test_inside_cached_the_new_weight_is_used() -> None:
