@@ -395,7 +395,7 @@ class Network(nn.Module):
                 if torch.is_inference_mode_enabled():
                     raise EditError("a network cannot be edited in inference mode: leave torch.inference_mode() first")
                 chosen = _mix(self._seed, self.version + 1) if seed is None else check_seed(seed)
-                plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen))
+                plan = Plan(self, self.graph, torch.Generator().manual_seed(chosen), keeps=not low_memory)
                 edit = Edit(plan)
                 check_intact(self.graph, self, self._current.program)
                 with steady(self):
@@ -443,7 +443,8 @@ class Network(nn.Module):
             structure = Structure.build(result, current.graph, self)
         find: Callable[[str], Tensor] = self.tensor if structure is None else structure.tensor
         if low_memory:
-            check_unparametrized(self, parametrized, touched(plan), "low_memory=True does not move it")
+            said = "low_memory=True does not move what it is computed from (leave that out)"
+            check_unparametrized(self, parametrized, touched(plan), said)
         moved_parts = move_originals(self, plan, result, parametrized)
         result = moved_parts.result
         for name in result.tensors:

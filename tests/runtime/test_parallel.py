@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import weight_norm
 
 import graphnet as gn
 from graphnet.ir.ops import OPS
@@ -244,7 +245,25 @@ def sharded(rank: int) -> Seen:
     return {"kind": kind, "said": said, "version": net.version, "runs": list(width)}
 
 
-SCENARIOS = (training, disagreements, agreements, plain_wrapper, sharded, compressed, late)
+def parametrized(rank: int) -> Seen:
+    """Layers under weight norm: their originals are what is trained, moved and compared."""
+    net = random_network(gn.mlp([4, 6, 5, 3], activation="tanh"), 0)
+    weight_norm(net.fc1), weight_norm(net.head)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    net.attach(optimizer)
+    model = net.distributed() if rank >= 0 else net
+    steps(model, optimizer, 0, 2, rank)
+    with net.edit() as edit:
+        edit.grow("fc1", 2, init="kaiming", state="aged")
+        edit.prune("fc1", units=[1])
+    steps(model, optimizer, 2, 3, rank)
+    last = {name: value.tolist() for name, value in net.state_dict().items()}
+    if rank == 1:
+        optimizer.state[net.fc1.parametrizations.weight.original1]["exp_avg"][0] += 1e-9
+    return {"facts": facts(net), "last": last, "state": attempt(net, lambda e: e.grow("fc1", 1)) if rank >= 0 else {}}
+
+
+SCENARIOS = (training, disagreements, agreements, plain_wrapper, sharded, compressed, parametrized, late)
 
 
 def worker(rank: int, folder: str) -> None:
@@ -278,6 +297,17 @@ def test_both_go_through_the_same_edits_as_one_process_on_the_whole_batch(ranks:
         for name, value in alone[moment].items():
             there = torch.tensor(ranks[0]["training"][moment][name], dtype=torch.float64)
             torch.testing.assert_close(there, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_originals_of_parametrized_layers_are_trained_moved_and_compared(ranks: list[Seen]) -> None:
+    alone = parametrized(-1)
+    for name, value in alone["last"].items():
+        there = torch.tensor(ranks[0]["parametrized"]["last"][name], dtype=torch.float64)
+        torch.testing.assert_close(there, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        assert ranks[1]["parametrized"]["last"][name] == ranks[0]["parametrized"]["last"][name]
+    for seen in ranks:
+        assert "disagree about the state of the optimizers" in seen["parametrized"]["state"]["said"]
+        assert seen["parametrized"]["state"]["unchanged"]
 
 
 @pytest.mark.parametrize(

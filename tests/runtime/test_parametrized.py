@@ -109,6 +109,15 @@ class Upper(nn.Module):
         return original.triu()
 
 
+class Told(nn.Module):
+    """Depends on something that is not one of its tensors."""
+
+    factor = 1.0
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original * self.factor
+
+
 class Noisy(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         return original + torch.randn_like(original)
@@ -444,6 +453,54 @@ def test_training_without_units_equals_training_with_them_masked(kind: str) -> N
     torch.testing.assert_close(net(X), masked(X), rtol=1e-10, atol=1e-13)
 
 
+def test_a_rewind_to_the_same_values_clears_the_state_of_originals() -> None:
+    net, optimizer = made({"fc1": weight_norm})
+    assert optimizer.state[net.fc1.parametrizations.weight.original1]
+    with net.edit() as edit:
+        edit.rewind("fc1", net.snapshot())
+    assert not any(part in optimizer.state for part in parts(net).values())
+    step(net, optimizer)
+
+
+@pytest.mark.parametrize("frozen", ["original0", "original1"])
+def test_originals_of_several_optimizers_and_frozen_ones(frozen: str) -> None:
+    net = random_network(gn.mlp([4, 6, 5, 3], activation="tanh"), 0)
+    weight_norm(net.fc1)
+    still = net.fc1.parametrizations.weight.get_parameter(frozen).requires_grad_(False)
+    other = net.fc1.parametrizations.weight.get_parameter("original1" if frozen == "original0" else "original0")
+    rest = [parameter for parameter in net.parameters() if parameter is not still and parameter is not other]
+    first, second = torch.optim.SGD([other], lr=0.1, momentum=0.9), torch.optim.Adam(rest, lr=0.01)
+    net.attach(first)
+    net.attach(second)
+    for _ in range(2):
+        net(X).square().mean().backward()
+        first.step(), second.step()
+    before = {name: part.detach().clone() for name, part in parts(net).items()}
+    moment = first.state[other]["momentum_buffer"].clone()
+    with net.edit() as edit:
+        edit.grow("fc1", 2, state="aged")
+        edit.prune("fc1", units=[1])
+    for name, part in parts(net).items():
+        assert torch.equal(part[:5], before[name][[0, 2, 3, 4, 5]])
+    assert torch.equal(first.state[other]["momentum_buffer"][:5], moment[[0, 2, 3, 4, 5]])
+    assert still.shape[0] == 7
+    first.zero_grad(), second.zero_grad()
+    net(X).square().mean().backward()
+    first.step(), second.step()
+
+
+def test_originals_that_took_different_numbers_of_steps_have_no_common_age() -> None:
+    net, optimizer = made({"fc1": weight_norm})
+    optimizer.zero_grad()
+    net.fc1.parametrizations.weight.original0.grad = torch.ones(6, 1, dtype=torch.float64)
+    optimizer.step()  # of one of the two
+    said = "different numbers of steps"
+    with unchanged(net, optimizer), pytest.raises(gn.EditError, match=said), net.edit() as edit:
+        edit.grow("fc1", 1, state="aged")
+    with net.edit() as edit:
+        edit.grow("fc1", 1, state="cold")
+
+
 def test_gradients_in_flight_move_with_their_units() -> None:
     net, optimizer = made({"fc1": weight_norm, "fc2": KINDS["Sinh"]})
     optimizer.zero_grad()
@@ -621,7 +678,7 @@ def test_the_low_memory_mode_is_refused(kind: str) -> None:
     net, optimizer = made({"fc1": KINDS[kind]})
     with (
         unchanged(net, optimizer),
-        pytest.raises(gn.EditError, match=r"'fc1.weight' is parametrized .*low_memory=True does not move it"),
+        pytest.raises(gn.EditError, match=r"'fc1.weight' is parametrized .*low_memory=True does not move what"),
         net.edit(low_memory=True) as edit,
     ):
         edit.prune("fc1", lowest=2)
@@ -686,6 +743,22 @@ def test_originals_changed_while_an_edit_is_open_are_noticed() -> None:
     with pytest.raises(gn.EditError, match="changed"), net.edit() as edit:
         act(edit)
     assert net.version == 0
+
+
+def test_what_changes_while_an_edit_is_open_is_noticed() -> None:
+    net, _ = made({})
+    told = Told()
+    register_parametrization(net.get_submodule("fc1"), "weight", told)
+
+    def act(edit: gn.Edit) -> None:
+        edit.prune("fc1", lowest=1, score="magnitude")  # which has read it
+        told.factor = 2.0
+
+    with pytest.raises(gn.EditError, match="changed during the edit"), net.edit() as edit:
+        act(edit)
+    told.factor = 1.0
+    with net.edit() as edit:
+        edit.prune("fc1", units=[0])
 
 
 def test_a_tied_tensor_counts_under_its_owner() -> None:
