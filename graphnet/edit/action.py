@@ -148,26 +148,30 @@ def sparing() -> Iterator[None]:
 
 def _stays(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray) -> bool:
     old = tensor.shape[dim] // (pre * post)
-    return len(source) == old and np.array_equal(source, np.arange(old))
+    return len(source) == old and _is_ramp(source)
+
+
+def _is_ramp(source: IndexArray) -> bool:
+    """Whether it is 0, 1, 2 ...; where it is not, its end nearly always says so."""
+    return bool(source.size == 0 or (source[-1] == source.size - 1 and (source == np.arange(source.size)).all()))
 
 
 def _gather(tensor: Tensor, dim: int, pre: int, post: int, source: IndexArray, newborn: float) -> Tensor:
     shape = list(tensor.shape)
     old = shape[dim] // (pre * post)
     count = len(source)
-    ramp = np.arange(min(count, old))
     outer, inner = prod(shape[:dim]) * pre, prod(shape[dim + 1 :]) * post
     view = tensor.reshape(outer, old, inner)
     fill = newborn if tensor.is_floating_point() or tensor.is_complex() else int(newborn)
-    if count > old and np.array_equal(source[:old], ramp) and (source[old:] < 0).all():
+    if count > old and _is_ramp(source[:old]) and (source[old:] < 0).all():
         moved = view.new_empty((outer, count, inner))
         moved.narrow(1, 0, old).copy_(view)
         moved.narrow(1, old, count - old).fill_(fill)
-    elif count < old and np.array_equal(source, ramp):
+    elif count < old and _is_ramp(source):
         moved = view.narrow(1, 0, count).clone(memory_format=torch.contiguous_format)
     else:
-        moved = view.index_select(1, _index(np.maximum(source, 0), tensor))
         born = np.flatnonzero(source < 0)
+        moved = view.index_select(1, _index(np.maximum(source, 0) if born.size else source, tensor))
         if born.size:
             moved.index_fill_(1, _index(born, tensor), fill)
     shape[dim] = pre * count * post

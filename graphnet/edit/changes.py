@@ -134,10 +134,9 @@ def follow_units(group: UnitGroup, born: Sequence[int], dropped: Sequence[int], 
     EditError
         The ids do not fit the group.
     """
-    live, resting = group.ids, set(group.dormant)
-    if missing := sorted(set(dropped) - set(live)):
-        raise EditError(f"units {missing[:8]} go that are not there")
-    gone = set(dropped)
+    live, resting, gone = group.ids, set(group.dormant), set(dropped)
+    if missing := gone.difference(live):
+        raise EditError(f"units {sorted(missing)[:8]} go that are not there")
     live = tuple(unit for unit in live if unit not in gone)
     if dormant:
         if missing := sorted(set(born) - resting):

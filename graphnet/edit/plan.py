@@ -180,11 +180,12 @@ class Plan:
     _marks: dict[str, _Mark] = field(default_factory=dict)
     _slot_marks: dict[str, dict[SlotKey, _Mark]] = field(default_factory=dict)
     _unvalidated: bool = False
+    keeps: bool = False  # whether values that are asked for are kept for the commit
 
     def __post_init__(self) -> None:
         self.base = self._recorded = self.graph
         self.steps = _Steps(self, self.steps)
-        self._epochs = [_Epoch(self.graph, Maps(self.graph.sizes))]
+        self._epochs = [_Epoch(self.graph, Maps(self.graph.sizes, keeps=self.keeps))]
         for name in self.graph.tensors:
             kept = self.host.reserve_of(name)
             if kept is not None:
@@ -333,7 +334,7 @@ class Plan:
         before = self.graph
         after = before.resized({group.name: group for group in groups}, validate=False)
         self._unvalidated = True
-        maps = {g.name: UnitMap.between(g.name, before.groups[g.name].ids, g.ids) for g in groups}
+        maps = {g.name: UnitMap.between(g.name, before.groups[g.name].array, g.array) for g in groups}
         for staged in self._every_staged():
             staged.advance(maps, before.sizes)
         self._advance_reserve(before, after, [group.name for group in groups])
@@ -402,7 +403,7 @@ class Plan:
         after = replace(found.graph, version=self.base.version + 1)
         _check_tensors(before, after, found.tensors, given, resized)
         reserve = self._carried_reserve(before, after, found, given, resized)
-        epoch = _Epoch(after, Maps(after.sizes), found.tensors, resized)
+        epoch = _Epoch(after, Maps(after.sizes, keeps=self.keeps), found.tensors, resized)
         staged = {name: self._tensors[old] for name, old in found.tensors.items() if old in self._tensors}
         slots = {
             name: {
@@ -481,7 +482,11 @@ class Plan:
             and all(change["kind"] == "units" for change in changes)
         ):
             said = follow_units(before.groups[step.group], step.born, step.dropped, dormant=step.dormant)
-            differing = {name for name, group in self.graph.groups.items() if group != before.groups[name]}
+            differing = {
+                name
+                for name, group in self.graph.groups.items()
+                if group is not before.groups[name] and group != before.groups[name]
+            }
             if differing <= {step.group} and said == self.graph.groups[step.group]:
                 return step
         return replace(step, changes=changes)
@@ -491,14 +496,14 @@ class Plan:
     def savepoint(self) -> Plan:
         """A copy of the plan as it is now, for :meth:`restore`."""
         copy = Plan.__new__(Plan)
-        for name in ("host", "graph", "base", "_unvalidated"):
+        for name in ("host", "graph", "base", "keeps", "_unvalidated"):
             setattr(copy, name, getattr(self, name))
         copy.generator = torch.Generator().set_state(self.generator.get_state())
         copy.steps, copy.changes, copy.cleared = _Steps(self, self.steps), list(self.changes), list(self.cleared)
         copy._recorded = self._recorded
         copy.reserve, copy.renamed, copy.beside = dict(self.reserve), dict(self.renamed), dict(self.beside)
         copy.loose = dict(self.loose)
-        maps = {id(e.maps): Maps(e.maps.sizes, dict(e.maps.composed)) for e in self._epochs}
+        maps = {id(e.maps): e.maps.copied() for e in self._epochs}
         copy._epochs = [_Epoch(e.graph, maps[id(e.maps)], e.tensors, e.resized) for e in self._epochs]
         copy._tensors = {name: one.copied(maps[id(one.maps)]) for name, one in self._tensors.items()}
         copy._slots = {
@@ -532,6 +537,8 @@ class Plan:
     # -- dormant units ----------------------------------------------------------------------------------------
 
     def _advance_reserve(self, before: Graph, after: Graph, groups: Sequence[str]) -> None:
+        if not self.reserve:
+            return
         old = {name: before.groups[name].extended for name in groups}
         new = {name: after.groups[name].extended for name in groups}
         sources = {name: UnitMap.between(name, old[name], new[name]).source for name in groups}

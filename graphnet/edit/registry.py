@@ -28,6 +28,7 @@ class Registry(Generic[F]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, F] = {}
+        self._options: dict[str, dict[str, bool]] = {}  # for each entry its options, and which of them it needs
 
     def register(self, name: str) -> Callable[[F], F]:
         """Add a function under a name (decorator)."""
@@ -35,6 +36,9 @@ class Registry(Generic[F]):
         def add(function: F) -> F:
             if name in self._entries:
                 raise EditError(f"there is already {self._article()} {self.kind} named {name!r}")
+            parameters = inspect.signature(function).parameters.values()
+            options = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+            self._options[name] = {p.name: p.default is inspect.Parameter.empty for p in options}
             self._entries[name] = function
             return function
 
@@ -52,13 +56,12 @@ class Registry(Generic[F]):
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Call an entry; an option that it does not take is an :class:`EditError` that lists those it does."""
         function = self.get(name)
-        known = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        takes = [p.name for p in known]
+        takes = self._options[name]
         wrong = [option for option in options if option not in takes]
         if wrong:
             listed = ", ".join(takes) or "no options"
             raise EditError(f"the {self.kind} {name!r} does not take {', '.join(wrong)}; it takes {listed}")
-        missing = [p.name for p in known if p.default is inspect.Parameter.empty and p.name not in options]
+        missing = [option for option, needed in takes.items() if needed and option not in options]
         if missing:
             raise EditError(f"the {self.kind} {name!r} needs {', '.join(f'{option}=' for option in missing)}")
         types = _annotations(function) if options else {}

@@ -24,21 +24,34 @@ Index = Sequence[IndexArray | None]
 
 @dataclass(slots=True)
 class Maps:
-    """The unit maps of a transaction so far, composed, and the sizes that they start from."""
+    """The unit maps of a transaction so far, composed, and the sizes that they start from.
+
+    With ``keeps`` a value that was asked for and then loses units is moved on at once: it is smaller than what it came
+    from, and the commit needs it anyway.
+    """
 
     sizes: Mapping[str, int]
     composed: dict[str, UnitMap] = field(default_factory=dict)
+    keeps: bool = False
+    _sources: dict[str, IndexArray] | None = field(default=None, init=False)
 
     def advance(self, maps: Mapping[str, UnitMap]) -> None:
         """Compose further maps after those that are there."""
         for group, step in maps.items():
             before = self.composed.get(group)
             self.composed[group] = step if before is None else before.then(step)
+        self._sources = None
 
     @property
-    def sources(self) -> dict[str, IndexArray]:
+    def sources(self) -> Mapping[str, IndexArray]:
         """For each group that moves, the old position of each unit."""
-        return {group: step.source for group, step in self.composed.items() if not step.is_identity}
+        if self._sources is None:
+            self._sources = {group: step.source for group, step in self.composed.items() if not step.is_identity}
+        return self._sources
+
+    def copied(self) -> Maps:
+        """The same maps, to be advanced apart from these."""
+        return Maps(self.sizes, dict(self.composed), self.keeps)
 
 
 @dataclass(slots=True)
@@ -83,13 +96,16 @@ class Staged:
         """Carry the written blocks through one more step; call it *before* the shared maps are composed."""
         if not self.touches(maps):
             return
-        self._cache = None
+        held, self._cache = self._cache, None
         sources = {group: step.source for group, step in maps.items()}
         for dim, layout in enumerate(self.dims):
             if self._patches and any(key in maps for key in layout.atoms()):
                 source = layout.index(sources, sizes)
                 size = layout.size(sizes)
                 self._patches = [carried for p in self._patches if (carried := _carry(p, dim, source, size))]
+        shrinks = self.maps.keeps and all(step.new < step.old and not step.newborns.size for step in maps.values())
+        if shrinks and held is not None and held is not self.base and not isinstance(self.newborn, Staged):
+            self._cache = move(held, self.dims, sources, sizes)
 
     def rebase(self, dims: Sequence[Layout], maps: Maps, resized: Mapping[int, IndexArray] | None = None) -> None:
         """Go on under other layouts: those of a rewritten graph, with maps of their own.

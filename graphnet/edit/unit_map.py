@@ -56,7 +56,7 @@ class UnitMap:
         return cls(group, size, np.asarray(positions, dtype=np.int64))
 
     @classmethod
-    def between(cls, group: str, before: Sequence[int], after: Sequence[int]) -> UnitMap:
+    def between(cls, group: str, before: Sequence[int] | IndexArray, after: Sequence[int] | IndexArray) -> UnitMap:
         """The map between two lists of unit ids; an id that is new is a newborn."""
         return cls(group, len(before), find(np.asarray(before, dtype=np.int64), np.asarray(after, dtype=np.int64)))
 
@@ -73,7 +73,7 @@ class UnitMap:
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        return self.new == self.old and bool(np.array_equal(self.source, np.arange(self.old)))
+        return self.new == self.old and bool((self.source == np.arange(self.old)).all())
 
     def then(self, other: UnitMap) -> UnitMap:
         """The composition: first this map, then the other."""

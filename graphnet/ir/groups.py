@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from graphnet.ir.layout import IndexArray
 __all__ = ["UnitGroup", "compress", "expand", "find"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class UnitGroup:
     """Units (neurons, channels, heads, features) that live and die together by name.
 
@@ -62,6 +63,11 @@ class UnitGroup:
         """Number of live units."""
         return len(self.ids)
 
+    @cached_property
+    def array(self) -> IndexArray:
+        """The live ids as an array; not to be changed."""
+        return np.array(self.ids, dtype=np.int64)
+
     @property
     def extended(self) -> tuple[int, ...]:
         """Live and dormant ids: live order when none is dormant, else in order of id."""
@@ -79,17 +85,17 @@ class UnitGroup:
             wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))  # type: ignore[call-overload]
         except (TypeError, ValueError, RuntimeError):
             wanted = np.empty((0, 0))
-        where = self.ids if within is None else within
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise EditError(f"group {self.name!r}: units are named by a flat list of integer ids, not {ids!r}")
-        found = find(np.asarray(where, dtype=np.int64), wanted.astype(np.int64))
+        found = find(self.array if within is None else np.asarray(within, dtype=np.int64), wanted.astype(np.int64))
         if (found < 0).any():
             missing = wanted[found < 0][:8].tolist()
             raise EditError(
-                f"group {self.name!r} has no unit {missing}: its ids are {_ranges(where)} "
+                f"group {self.name!r} has no unit {missing}: its ids are "
+                f"{_ranges(self.ids if within is None else within)} "
                 "(an id is a name, not a position, and is never used again)"
             )
-        if np.unique(wanted).size != wanted.size:
+        if found.size and np.bincount(found).max() > 1:
             raise EditError(f"group {self.name!r}: a unit is named twice in {wanted.tolist()[:12]}")
         return found
 
@@ -106,9 +112,12 @@ def find(ids: IndexArray, wanted: IndexArray) -> IndexArray:
     """For each wanted id its position among ids that are all different, or -1."""
     if ids.size == 0:
         return np.full(wanted.shape, -1, dtype=np.int64)
-    order = np.argsort(ids, kind="stable")
-    at = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
-    return np.where(ids[at] == wanted, at, -1).astype(np.int64)
+    if (ids[1:] > ids[:-1]).all():  # as long as none was put elsewhere
+        at = np.minimum(np.searchsorted(ids, wanted), ids.size - 1)
+    else:
+        order = np.argsort(ids, kind="stable")
+        at = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
+    return np.where(ids[at] == wanted, at, -1).astype(np.int64, copy=False)
 
 
 def _ranges(ids: tuple[int, ...]) -> str:
@@ -121,13 +130,12 @@ def _ranges(ids: tuple[int, ...]) -> str:
 
 def compress(ids: tuple[int, ...]) -> list[tuple[int, int]]:
     """Ids as runs of consecutive numbers, first and last of each, order kept."""
-    runs: list[tuple[int, int]] = []
-    for unit in ids:
-        if runs and unit == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], unit)
-        else:
-            runs.append((unit, unit))
-    return runs
+    if not ids:
+        return []
+    held = np.array(ids, dtype=np.int64)
+    ends = np.flatnonzero(held[1:] != held[:-1] + 1)
+    firsts, lasts = held[np.concatenate(([0], ends + 1))], held[np.concatenate((ends, [held.size - 1]))]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
 def expand(runs: list[tuple[int, int]] | tuple[tuple[int, int], ...]) -> tuple[int, ...]:

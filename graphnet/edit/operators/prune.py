@@ -117,7 +117,7 @@ def choose(
         positions = group.positions(units)
         if positions.size == 0:
             raise EditError(f"{what} {group.name!r}: no unit is named")
-        return tuple(group.ids[position] for position in sorted(positions.tolist()))
+        return tuple(group.array[np.sort(positions)].tolist())
     scoring = Scoring(plan, group, batch, loss)
     if below is not None:
         if isinstance(below, bool) or not isinstance(below, int | float) or not isfinite(below):
@@ -131,7 +131,7 @@ def choose(
             f"{what} {group.name!r}: {count!r} units cannot go: it has {group.size} and keeps at least {least}"
         )
     values = score_units(score, scoring, options)
-    return tuple(group.ids[position] for position in sorted(lowest_first(plan, values)[:count].tolist()))
+    return tuple(group.array[np.sort(lowest_first(plan, values)[:count])].tolist())
 
 
 def lowest_first(plan: Plan, values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -197,10 +197,11 @@ def removal_claim(
 
 def outgoing_zero(plan: Plan, group: UnitGroup, chosen: Sequence[int]) -> bool | None:
     """Whether the outgoing weights of units are all zero; None where no stored weight reads the group."""
-    at = group.positions(np.array(chosen))
+    goes = np.zeros(group.size + 1, dtype=bool)  # the last for positions that are no unit's: their owner is -1
+    goes[group.positions(np.array(chosen))] = True
     readers = list(plan.holders(group.name, roles=("read",)))
     for holder in readers:
-        flat = np.flatnonzero(np.isin(holder.layout.owners(group.name, plan.graph.sizes), at))
+        flat = np.flatnonzero(goes[holder.layout.owners(group.name, plan.graph.sizes)])
         rank = len(plan.spec(holder.tensor).dims)
         for part in (flat[:1], flat):  # one position answers nearly always, and most are spared
             block = plan.staged(holder.tensor).block([part if dim == holder.dim else None for dim in range(rank)])

@@ -103,8 +103,9 @@ def score_units(name: str, scoring: Scoring, options: Mapping[str, Any] | None =
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise EditError(f"score {name!r} gave {shown} for the {group.size} units of {group.name!r}: a tensor [units]")
     values = found.detach().cpu().double()
-    wrong = torch.nonzero(~torch.isfinite(values)).flatten().tolist()
-    if wrong:
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        wrong = torch.nonzero(~finite).flatten().tolist()
         raise EditError(
             f"score {name!r} is {float(values[wrong[0]])} for units {[group.ids[at] for at in wrong[:8]]} of "
             f"{group.name!r}, so they cannot be ranked: look for what is not finite in the weights or the batch"
