@@ -333,7 +333,7 @@ class Graph:
                     f"{_show(again)} in place of {_show(node)}{self._why_one()}"
                 )
         for name, group in found.groups.items():
-            if name not in self.groups or sized.groups[name].size != group.size:
+            if group.frozen is None and (name not in self.groups or sized.groups[name].size != group.size):
                 raise EditError(f"the edited graph is not valid: unit group {name!r} would have {group.size} units")
 
     def _why_one(self) -> str:

@@ -503,4 +503,10 @@ def _make_groups(
             why = unifier.reason(key)
             frozen = str(why) if why else "the structure fixes it"
             groups[name] = UnitGroup(name, tuple(range(size)), kind, "hidden", frozen, next_id=size)
+        elif size is None and unifier.lenient:  # of an imported program: what it fixes of a dimension shows too
+            for size, why in unifier.fixed_factors(key):
+                part, count = f"{name}.fixed", 1
+                while part in groups:
+                    part, count = f"{name}.fixed{count}", count + 1
+                groups[part] = UnitGroup(part, tuple(range(size)), "units", "hidden", str(why), next_id=size)
     return groups

@@ -168,6 +168,22 @@ class Unifier:
             pending.extend(self.links.get(current, ()))
         return None
 
+    def fixed_factors(self, key: str) -> list[tuple[int, Frozen]]:
+        """Sizes of the parts of an atom that ended as integers, each with why, where others did not."""
+        found: list[tuple[int, Frozen]] = []
+        pending, seen = [key], set()
+        while pending:
+            current = pending.pop(0)
+            if current in seen:
+                continue
+            seen.add(current)
+            why = self.reasons.get(current)
+            if why is not None:
+                found.append((self.info[current].size, why))
+            else:
+                pending.extend(self.links.get(current, ()))
+        return found
+
     # -- unification ------------------------------------------------------------------------------------------
 
     def unify(self, left: Layout, right: Layout) -> None:
