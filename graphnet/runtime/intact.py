@@ -48,6 +48,8 @@ def check_intact(graph: Graph, root: nn.Module, program: fx.GraphModule) -> froz
     for node in program.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             name = str(node.target)
+            if node.op == "get_attr" and _is_parametrized(root, name):
+                raise refusal(root, name, "the forward pass, which reads it without its layer, goes on without that")
             if not _is_parametrized(root, name) and _at(root, name) is not _at(program, name):
                 raise EditError(
                     f"{name!r} was replaced or removed since the network was built, and the forward pass still runs "

@@ -228,13 +228,13 @@ class Structure:
 
     def _groups_for(self, name: str, result: Result, attached: Mapping[str, Attached]) -> list[dict[str, Any]]:
         def held(other: str) -> list[dict[str, Any]]:
-            tensor = self.tensors.get(other)
+            trained = self._trained(other)
             return [
                 group
                 for holder in attached.values()
                 if other not in result.fresh and holder.accepts(self.tensors[name])
                 for group in holder.optimizer.param_groups
-                if any(param is tensor for param in group["params"])
+                if any(id(param) in trained for param in group["params"])
             ]
 
         named = result.beside.get(name)
@@ -252,6 +252,15 @@ class Structure:
             f"no attached optimizer holds a parameter near the new {name!r}, so that it would never be trained: name "
             "one with beside={new: neighbour}"
         )
+
+    def _trained(self, name: str) -> set[int]:
+        """What an optimizer holds of a tensor: itself, or what it is computed from, by id."""
+        path, _, attribute = name.rpartition(".")
+        layer = self.find(path) if path and name in self.tensors else None
+        if isinstance(layer, nn.Module) and is_parametrized(layer, attribute):
+            held: Any = layer.parametrizations
+            return {id(part) for part in held[attribute].parameters()}
+        return {id(self.tensors[name])} if name in self.tensors else set()
 
 
 def neighbours(graph: Graph, name: str) -> list[str]:

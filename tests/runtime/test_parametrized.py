@@ -641,6 +641,12 @@ REFUSED: dict[str, tuple[dict[str, Register], Callable[[gn.Edit], object], str]]
     "moments of survivors are added up": (
         {"fc1": KINDS["Sinh"]}, lambda e: e.merge("fc1", pairs=[(0, 1)]), "of units that stay other values",
     ),
+    "columns are divided": (
+        {"fc2": KINDS["Sinh"]}, lambda e: e.split("fc1", highest=2), "units that stay other values|other values to units that",
+    ),
+    "everything shrinks": (
+        {"fc1": KINDS["Sinh"]}, lambda e: e.shrink_and_perturb("fc1"), "other values to units that stay",
+    ),
     "values of a snapshot": (
         {"fc1": KINDS["Sinh"]}, lambda e: e.rewind("fc1", e.plan.host.snapshot()) and _change(e),
         "other values to units that stay",
@@ -708,6 +714,30 @@ def test_a_layer_that_goes_or_is_tied_is_refused(layer: str, act: Callable[[gn.E
     said = rf"'{layer}.weight' is parametrized \(Sinh\), and .*{why}.*remove_parametrizations"
     with unchanged(net, optimizer), pytest.raises(gn.EditError, match=said), net.edit() as edit:
         act(edit)
+
+
+def test_a_tensor_that_is_read_without_a_layer_is_refused() -> None:
+    """There the forward pass holds the tensor itself, and sees no parametrization."""
+    net = random_network(gn.transformer(11, width=8, depth=1, heads=2, context=6), 0)
+    register_parametrization(net.get_submodule("pos"), "weight", Sinh())
+    with pytest.raises(gn.EditError, match=r"'pos.weight' is parametrized \(Sinh\), and the forward pass"), net.edit():
+        pass
+    remove_parametrizations(net.get_submodule("pos"), "weight", leave_parametrized=False)
+    with net.edit() as edit:
+        edit.grow("blocks.0.fc1", 2)
+
+
+def test_a_new_layer_joins_the_group_of_originals() -> None:
+    net = random_network(gn.mlp([4, 6, 5, 3], activation="tanh"), 0)
+    for layer in (net.fc1, net.fc2, net.head):
+        weight_norm(layer)
+        adding(lambda _: Sinh(), "bias")(layer)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    net.attach(optimizer)
+    with net.edit() as edit:
+        edit.deepen("act2", name="more")
+    held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+    assert held == {id(parameter) for parameter in net.parameters()}
 
 
 def test_a_part_that_is_used_elsewhere_is_refused() -> None:
@@ -841,6 +871,19 @@ def test_a_plan_reads_it_as_in_evaluation_mode() -> None:
         edit.grow("fc2", 2)
         assert edit.cost.params[1] > edit.cost.params[0]
     assert_same(facts(net, optimizer), before)
+
+
+def test_hooks_of_parametrizations_are_not_called_by_an_edit() -> None:
+    net, optimizer = made({"fc1": weight_norm})
+    called: list[int] = []
+    net.fc1.parametrizations.weight[0].register_forward_hook(lambda *_: called.append(1))
+    net.fc1.parametrizations.weight.register_forward_pre_hook(lambda *_: called.append(2))
+    step(net, optimizer)
+    once = len(called)
+    with net.edit() as edit:
+        edit.prune("fc1", units=[0])
+    assert len(called) == 2 * once  # the one time that the weight is read
+    assert once == 2
 
 
 @pytest.mark.parametrize("read", ["snapshot", "keep", "at"])
