@@ -94,7 +94,9 @@ def save(
     return write_sealed(path, writer.tensors, document)
 
 
-def load_network(path: str | Path, map_location: str | torch.device = "cpu") -> Network:
+def load_network(
+    path: str | Path, map_location: str | torch.device = "cpu", *, like: Network | None = None
+) -> Network:  # fmt: skip
     """The network of a checkpoint, with its history and dormant units; optimizers: :func:`load_checkpoint`.
 
     Parameters
@@ -102,13 +104,17 @@ def load_network(path: str | Path, map_location: str | torch.device = "cpu") -> 
     path : str or Path
     map_location : str or torch.device
         Where its tensors go.
+    like : Network, optional
+        Of an import: the model imported again (:func:`graphnet.from_torch`), for a checkpoint keeps no Python objects.
+        What comes back is called, and returns, as that model does, and checks edits on the same example. Without it
+        the network takes the flat inputs of its graph. Its tensors are not read, and it stays as it is.
 
     Raises
     ------
     CheckpointError
-        The file is missing, truncated, damaged, foreign or newer; says which.
+        The file is missing, truncated, damaged, foreign or newer, or of another network than ``like``; says which.
     """
-    return load_checkpoint(path).network(map_location)
+    return load_checkpoint(path).network(map_location, like=like)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -162,20 +168,27 @@ class Checkpoint:
         """Class names of the optimizers, in the order in which they were attached."""
         return tuple(entry.kind for entry in self._document.optimizers)
 
-    def network(self, map_location: str | torch.device = "cpu") -> Network:
+    def network(self, map_location: str | torch.device = "cpu", *, like: Network | None = None) -> Network:
         """Build the network; no random number is drawn. Each call gives one of its own.
+
+        Parameters
+        ----------
+        map_location, like
+            As for :func:`load_network`.
 
         Raises
         ------
         CheckpointError
-            Its tensors cannot be put there.
+            Its tensors cannot be put there, or it is of another network than ``like``.
         """
         device = _device(map_location)
+        if like is not None:
+            self._check_like(like)
         document, graph = self._document, self.graph
         reader = self._reader(device)
         net = self._assembled(
             graph, self.history, lambda name: reader.get(f"tensor/{name}", device), frozenset(document.constant),
-            {name: reader.get(f"reserve/{name}", device) for name in document.reserve},
+            {name: reader.get(f"reserve/{name}", device) for name in document.reserve}, like,
         )  # fmt: skip
         for name in document.gradients:
             net.tensor(name).grad = reader.get(f"gradient/{name}", device)
@@ -265,16 +278,30 @@ class Checkpoint:
 
     def _assembled(
         self, graph: Graph, history: History, get: Callable[[str], Tensor], constant: frozenset[str],
-        reserve: Mapping[str, Tensor],
+        reserve: Mapping[str, Tensor], like: Network | None = None,
     ) -> Network:  # fmt: skip
         try:
-            return assemble(
-                Network, graph, history, self._document.seed, get, constant=constant, reserve=reserve
+            net = assemble(
+                Network if like is None else type(like), graph, history, self._document.seed, get,
+                constant=constant, reserve=reserve,
             )  # fmt: skip
+            if like is not None:
+                net._take_after(like)
+            return net
         except CheckpointError:
             raise
         except GraphnetError as error:
             raise CheckpointError(f"{self.path}: the network cannot be built: {error}") from error
+
+    def _check_like(self, like: Network) -> None:
+        if not isinstance(like, Network):
+            raise CheckpointError(f"like= is a network, as gn.from_torch gives it, not a {type(like).__name__}")
+        ours, theirs = (history.versions[0].graph.to_document() for history in (self.history, like.history))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{self.path} began as another network than like=: import the model as it was built when training "
+                "began, on an example of the same kind"
+            )
 
     def _reader(self, device: torch.device) -> Reader:
         return Reader(self._tensors, frozenset(self._document.channels_last), device)

@@ -189,6 +189,13 @@ class ImportedNetwork(Network):
                     found = (*found[:at], value.repeat_interleave(2, dim), *found[at + 1 :])
         return found
 
+    def _take_after(self, other: Network) -> None:
+        super()._take_after(other)
+        assert isinstance(other, ImportedNetwork)
+        self._calling = other._calling
+        _order(self, list(other.state_dict()))
+        rebind(self._current.program, self)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if self._example is not None:  # where the network goes, its example goes

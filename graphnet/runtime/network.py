@@ -199,6 +199,14 @@ class Network(nn.Module):
         """
         self._example = example or None
 
+    def _take_after(self, other: Network) -> None:
+        """Be called as another network of the same kind is, and checked on the same example."""
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
+        if other._example is not None:
+            self._example = tuple(
+                value.detach().to(device) if isinstance(value, Tensor) else value for value in other._example
+            )
+
     def on_commit(self, callback: Callable[[Version], object]) -> None:
         """Call a function with each new version, after it is published; what it raises is reported as a warning."""
         self._callbacks.append(callback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,63 @@ def test_an_average_of_another_model_is_refused() -> None:
     net = gn.from_torch(Transformer(), (words()[0],))
     with pytest.raises(gn.EditError, match="AveragedModel\\(net\\)"):
         net.attach(AveragedModel(Convolutional()))
+
+
+class Named(nn.Module):
+    """Called with a keyword, returns a dictionary; its modules stand in another order than they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.first, self.norm = nn.Linear(6, 3), nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> dict[str, Tensor]:
+        hidden = self.norm(self.first(x)).relu()
+        return {"hidden": hidden, "y": self.head(hidden) * scale}
+
+
+def test_a_checkpoint_of_an_import_goes_on_as_the_model_is_called(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, scale = torch.randn(5, 4), torch.tensor([2.0])
+
+    def fresh() -> Any:
+        return gn.from_torch(Named(), (x,), {"scale": scale})
+
+    def step(net: Any, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        net(x, scale=scale)["y"].square().mean().backward()
+        optimizer.step()
+
+    net = fresh()
+    optimizer = torch.optim.Adam(net.parameters())
+    net.attach(optimizer)
+    with net.edit() as edit:
+        edit.grow("first", 3)
+    step(net, optimizer)
+    net.save(tmp_path / "run.gn")
+    other = fresh()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    checkpoint = gn.load_checkpoint(tmp_path / "run.gn")
+    again = checkpoint.network(like=other)
+    resumed = torch.optim.Adam(again.parameters())
+    checkpoint.resume(again, resumed)
+    assert list(again.state_dict()) == list(net.state_dict())
+    for each, following in ((net, optimizer), (again, resumed)):
+        step(each, following)
+        with each.edit(seed=3) as edit:
+            edit.prune("first", lowest=2)
+            edit.grow("first", 1)
+        step(each, following)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
+    assert again.to_torch()(x, scale=scale).keys() == {"hidden", "y"}
+    with pytest.raises(gn.GraphnetError, match="has shape"):
+        again(torch.randn(5, 3), scale=scale)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    assert other.version == 0
+
+
+def test_a_checkpoint_is_not_taken_for_one_of_another_model(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    gn.from_torch(nn.Linear(4, 2), (x,)).save(tmp_path / "run.gn")
+    for like in (gn.from_torch(nn.Linear(4, 3), (x,)), nn.Linear(4, 2), gn.Network(gn.mlp([4, 2]), seed=0)):
+        with pytest.raises(gn.CheckpointError, match=r"another network|is a network"):
+            gn.load_network(tmp_path / "run.gn", like=like)  # type: ignore[arg-type]
