@@ -136,7 +136,7 @@ def bottleneck(plan: Plan, group: str, batch: Batch | None, loss: Loss | None) -
     ------
     EditError
         Nothing reads the group through the weight of a linear layer or a convolution without groups; or there is no
-        data.
+        data, or it is not finite.
     """
     name = plan.graph.group(group).name
     what = f"the bottleneck of {name!r}"
@@ -155,6 +155,8 @@ def bottleneck(plan: Plan, group: str, batch: Batch | None, loss: Loss | None) -
         if op not in found.gradients:
             raise EditError(f"{what}: the loss does not depend on the output of {op!r}")
         wanted = -found.gradients[op].double()
+        if not all(bool(torch.isfinite(each).all()) for each in (wanted, found.activations[sources[op]])):
+            raise EditError(f"{what}: the activations or gradients of the batch are not finite: check data and weights")
         rest = unexplained(found.activations[sources[op]], wanted, plan.graph.nodes[op].op)
         left, total = left + float(rest.square().sum()), total + float(wanted.square().sum())
     return left / total if total > 0 else 0.0

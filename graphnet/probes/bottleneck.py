@@ -32,8 +32,8 @@ def growth_bottleneck(net: Network | Plan, group: str, batch: Batch | None, loss
     Raises
     ------
     EditError
-        Something other than linear layers and convolutions without groups reads the group, nothing does, or there is
-        no data.
+        Something other than linear layers and convolutions without groups reads the group, nothing does, there is no
+        data, or what it makes of the network is not finite.
 
     Examples
     --------

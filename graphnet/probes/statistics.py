@@ -323,4 +323,6 @@ def _singular(features: Tensor, what: str) -> Vector:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise GraphnetError(f"{what}: features are a tensor [samples, d] with at least one sample, not {shape}")
     matrix = features.detach().double().reshape(prod(features.shape[:-1]), features.shape[-1])
+    if not bool(torch.isfinite(matrix).all()):
+        raise GraphnetError(f"{what}: the features are not finite: check data and weights")
     return np.asarray(torch.linalg.svdvals(matrix).cpu().numpy(), dtype=np.float64)

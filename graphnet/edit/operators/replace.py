@@ -161,6 +161,7 @@ def separable(plan: Plan, name: str, *, rank: int = 1) -> Replacement:
     full = min(out, height * width)
     if not 1 <= rank <= full:
         raise EditError(f"replace {name!r}: a rank from 1 to {full}, not {rank}")
+    _check_finite(name, weight)
     per_input = weight.double().permute(1, 0, 2, 3).reshape(channels, out, height * width)
     left, values, right = torch.linalg.svd(per_input, full_matrices=False)
     root = values[:, :rank].sqrt()
@@ -177,6 +178,11 @@ def separable(plan: Plan, name: str, *, rank: int = 1) -> Replacement:
     return Replacement((first, second), tensors, _rank_claim(rank, full, lost))
 
 
+def _check_finite(name: str, weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise EditError(f"replace {name!r}: '{name}.weight' is not finite, so that it has no singular vectors")
+
+
 @replacement("low-rank")
 def low_rank(plan: Plan, name: str, *, rank: int) -> Replacement:
     """A linear layer by two of a rank between them (``NAME_in``, then its name), by singular vectors."""
@@ -187,6 +193,7 @@ def low_rank(plan: Plan, name: str, *, rank: int) -> Replacement:
     full = min(weight.shape)
     if not 1 <= rank <= full:
         raise EditError(f"replace {name!r}: a rank from 1 to {full}, not {rank}")
+    _check_finite(name, weight)
     left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
     root = values[:rank].sqrt()
     first = LinearOp(name=_free(plan, f"{name}_in"), inputs=old.inputs, out=rank, bias=False)

@@ -25,7 +25,8 @@ def activation_frequency(scoring: Scoring, *, tau: float = 0.05) -> Tensor:
     """Share of a batch (and of positions) in which the unit's activation exceeds ``tau``."""
     place = scoring.site
     found = scoring.evaluate("activation-frequency", taps=(place.post,))
-    return scoring.unit_mean(found.activations[place.post] > tau, place.post, place.dim)
+    values = found.activations[place.post]
+    return scoring.unit_mean(_truth(values > tau, values), place.post, place.dim)
 
 
 @score("apoz")
@@ -40,7 +41,13 @@ def apoz(scoring: Scoring, *, tau: float = 0.0) -> Tensor:
         raise EditError(f"apoz: tau must not be negative, it is {tau}")
     place = scoring.site
     found = scoring.evaluate("apoz", taps=(place.post,))
-    return scoring.unit_mean(found.activations[place.post].abs() > tau, place.post, place.dim)
+    values = found.activations[place.post]
+    return scoring.unit_mean(_truth(values.abs() > tau, values), place.post, place.dim)
+
+
+def _truth(holds: Tensor, values: Tensor) -> Tensor:
+    """1 where it holds and 0 where not; a NaN stays one, so that the score is refused."""
+    return torch.where(values.isnan(), values, holds.to(values.dtype))
 
 
 @score("redo")
