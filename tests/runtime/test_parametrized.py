@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
@@ -22,8 +24,10 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graphnet as gn
-from graphnet.testing import random_network
+from graphnet.testing import random_network, train
 from graphnet.testing.atomicity import commit_with_error, points
+from graphnet.testing.edits import EditCall, edit_calls
+from graphnet.testing.graphs import graphs
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -43,6 +47,14 @@ class Sinh(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.asinh()
+
+
+class Tripled(nn.Module):
+    def forward(self, original: Tensor) -> Tensor:
+        return 3 * original
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / 3
 
 
 class Exp(nn.Module):
@@ -145,7 +157,9 @@ KINDS: dict[str, Register] = {
     "Masked": adding(half_masked),
     "Masked by truth": adding(lambda w: Masked(torch.ones_like(w, dtype=torch.bool))),
     "_WeightNorm": weight_norm,
-    "Sinh of Masked": lambda module: adding(lambda _: Sinh())(adding(half_masked)(module)),
+    "Sinh of Tripled, Masked": lambda module: adding(lambda _: Sinh())(
+        adding(half_masked)(adding(lambda _: Tripled())(module))
+    ),
 }
 """All of these can grow along rows, and by zeros along columns; those but weight norm follow everything."""
 
@@ -374,6 +388,50 @@ def test_random_edits_give_the_weights_of_a_plain_network(seed: int) -> None:
             torch.testing.assert_close(net.tensor(name), twin.tensor(name), rtol=1e-13, atol=1e-14, msg=name)
         torch.testing.assert_close(net(X), twin(X), rtol=1e-12, atol=1e-14)
         step(net, optimizer)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_random_networks_follow_random_edits_or_refuse_them(data: st.DataObject) -> None:
+    """Whatever a plain network makes of an edit, a parametrized one makes too, or says that it cannot."""
+    net = random_network(data.draw(graphs()), 0)
+    ties = {name for node in net.graph.nodes.values() for spec in node.tensors if spec.shared
+            for name in (spec.name, spec.shared)}  # fmt: skip
+    for name, spec in net.graph.tensors.items():
+        path, _, attribute = name.rpartition(".")
+        layer = net.get_submodule(path)
+        if spec.buffer or name in ties or type(layer) is nn.Module or not data.draw(st.booleans()):
+            continue
+        kinds = [lambda _: Sinh(), lambda _: Doubled(), lambda _: Tripled(), half_masked]
+        if len(spec.dims) > 1 and data.draw(st.booleans()):
+            weight_norm(layer, attribute)
+        else:
+            adding(data.draw(st.sampled_from(kinds)), attribute)(layer)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    net.attach(optimizer)
+    for _ in range(4):
+        train(net, optimizer, 1)
+        twin, call = plain(net), data.draw(edit_calls(net.graph))
+        said = [tried(one, call) for one in (twin, net)]
+        if said[0] is not None:
+            assert said[1] is not None
+        elif said[1] is not None:
+            assert "is parametrized" in said[1]
+        else:
+            for name in net.graph.tensors:
+                torch.testing.assert_close(net.tensor(name), twin.tensor(name), rtol=1e-12, atol=1e-13, msg=name)
+            held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+            assert held == {id(parameter) for parameter in net.parameters()}
+
+
+def tried(net: gn.Network, call: EditCall) -> str | None:
+    try:
+        with net.edit(seed=3) as edit:
+            call.apply(edit)
+    except gn.GraphnetError as error:
+        return str(error)
+    return None
 
 
 # -- the optimizer -------------------------------------------------------------------------------------------------
@@ -642,7 +700,7 @@ REFUSED: dict[str, tuple[dict[str, Register], Callable[[gn.Edit], object], str]]
         {"fc1": KINDS["Sinh"]}, lambda e: e.merge("fc1", pairs=[(0, 1)]), "of units that stay other values",
     ),
     "columns are divided": (
-        {"fc2": KINDS["Sinh"]}, lambda e: e.split("fc1", highest=2), "units that stay other values|other values to units that",
+        {"fc2": KINDS["Sinh"]}, lambda e: e.split("fc1", highest=2), "units that stay other values|other values to",
     ),
     "everything shrinks": (
         {"fc1": KINDS["Sinh"]}, lambda e: e.shrink_and_perturb("fc1"), "other values to units that stay",
