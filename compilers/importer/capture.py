@@ -236,6 +236,7 @@ class _Reader:
         self.exported = exported
         self.graph = exported.graph_module
         self.names: dict[str, str] = {}
+        self.texts: dict[Any, Size] = {}
         self.symbols: dict[str, int] = {}
         self.sources: dict[str, Source] = {}
         self.steps: list[Step] = []
@@ -254,9 +255,8 @@ class _Reader:
         environments = (environment_of(node.meta.get("val")) for node in placeholders)
         environment = next((found for found in environments if found is not None), None)
         conditions = () if environment is None else conditions_of(environment, self.names)
-        return Program(
-            self.sources, self.steps, outputs, self.exported.call_spec.out_spec, dict(self.symbols), conditions
-        )
+        out_spec = self.exported.module_call_graph[0].signature.out_spec  # call_spec makes a class each time
+        return Program(self.sources, self.steps, outputs, out_spec, dict(self.symbols), conditions)
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
@@ -419,7 +419,10 @@ class _Reader:
         if expression.is_number:
             number = expression
             return int(number) if isinstance(value, torch.SymInt) else float(number)
-        return Size(size_text(expression, self.names))
+        known = self.texts.get(expression)
+        if known is None:
+            known = self.texts[expression] = Size(size_text(expression, self.names))
+        return known
 
     def _meta(self, value: Any) -> Meta:
         shape: list[int | str] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from graphnet.compilers.importer.program import Program, Ref, Size, Step, refs_in, replace_refs
@@ -45,25 +46,32 @@ def functionalise(program: Program) -> Program:
     ImportModelError
         A write that cannot be followed; says where.
     """
-    if not any(_written(step) is not None for step in program.steps):
+    if not any(_written(step.target) is not None for step in program.steps):
         return program
     return _Pass(program).run()
 
 
-def _written(step: Step) -> str | None:
+@cache
+def _written(target: str) -> str | None:
     """Name of the argument that a call overwrites."""
-    for argument in target_of(step.target)._schema.arguments:
+    for argument in target_of(target)._schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
             return str(argument.name)
     return None
 
 
+@cache
+def _aliases(target: str) -> bool:
+    """Whether a call's output may share memory with an operand."""
+    schema = target_of(target)._schema
+    return any(output.alias_info is not None for output in schema.returns) and any(
+        argument.alias_info is not None for argument in schema.arguments
+    )
+
+
 def _viewed(step: Step) -> Ref | None:
     """The operand that a call's output may share memory with."""
-    schema = target_of(step.target)._schema
-    if not any(output.alias_info is not None for output in schema.returns):
-        return None
-    if not any(argument.alias_info is not None for argument in schema.arguments):
+    if not _aliases(step.target):
         return None
     return next((value for value in step.args if isinstance(value, Ref)), None)
 
@@ -90,7 +98,7 @@ class _Pass:
     def run(self) -> Program:
         last = self._last_uses()
         for at, step in enumerate(self.program.steps):
-            name = _written(step)
+            name = _written(step.target)
             if name is None:
                 self._keep(step)
             elif not self._is_count(step):
@@ -127,7 +135,7 @@ class _Pass:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def _write(self, step: Step, at: int, last: dict[Ref, int]) -> None:
-        name = _written(step)
+        name = _written(step.target)
         first = step.args[0]
         direct = name == schema_of(step.target)[0][0]
         if not direct:

@@ -102,15 +102,18 @@ class Step:
     listed: bool
     path: str
     only: Literal["train", "evaluation"] | None = None
+    _reads: tuple[Ref, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def function(self) -> str:
         """Name without namespace and overload."""
         return self.target.split(".")[1]
 
-    def reads(self) -> Iterator[Ref]:
+    def reads(self) -> tuple[Ref, ...]:
         """Every value that it reads, in order, repeats included."""
-        yield from refs_in((self.args, self.kwargs))
+        if self._reads is None:  # arguments are never changed: a step with others is another
+            self._reads = tuple(refs_in((self.args, self.kwargs)))
+        return self._reads
 
 
 @dataclass(slots=True)
@@ -191,12 +194,12 @@ def size_text(expression: Any, names: Mapping[str, str]) -> str:
         if isinstance(node, sympy.Integer):
             return str(int(node)) if int(node) >= 0 else f"({int(node)})"
         if isinstance(node, sympy.Symbol):
-            if str(node) not in names:
+            if node.name not in names:
                 raise ImportModelError(
                     f"a size depends on the data ({node}): what the program computes would have another structure from "
                     "batch to batch"
                 )
-            return names[str(node)]
+            return names[node.name]
         kind, args = type(node).__name__, node.args
         if isinstance(node, sympy.Add):
             return "(" + " + ".join(map(text, sorted(args, key=lambda arg: not arg.is_number))) + ")"

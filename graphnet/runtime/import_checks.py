@@ -41,20 +41,38 @@ def first_run(
     """
     twin.eval()
     own = dict(twin.named_parameters())
-    copies = {name: nn.Parameter(value.detach().clone(), value.requires_grad) for name, value in own.items()}
-    made = {name: value.detach() for name, value in copies.items()}
+    copies = {id(value): nn.Parameter(value.detach().clone(), value.requires_grad) for value in own.values()}
+    made = {key: value.detach() for key, value in copies.items()}
     try:
-        with torch.no_grad(), _forked(twin):
-            output = torch.func.functional_call(twin, dict(copies), _copied(args), _copied(dict(kwargs)))
+        with torch.no_grad(), _forked(twin), _holding(twin, copies):
+            output = twin(*_copied(args), **_copied(dict(kwargs)))
     except Exception as error:
         raise ImportModelError(f"the model does not run on the example: {type(error).__name__}: {error}") from error
-    written = [name for name, value in own.items() if not _same(value.detach(), copies.pop(name).detach())]
+    written = [name for name, value in own.items() if not _same(value.detach(), copies.pop(id(value)).detach())]
     if written:
         raise ImportModelError(
             f"the model overwrites its own parameter {written[0]!r} in its forward pass: what it computes would "
             "depend on how often it was called; do that outside the model"
         )
-    return output, {id(own[name]): value for name, value in made.items() if _alone(value)}
+    return output, {key: value for key, value in made.items() if _alone(value)}
+
+
+@contextlib.contextmanager
+def _holding(module: nn.Module, others: Mapping[int, nn.Parameter]) -> Iterator[None]:
+    """Let a module hold other parameters, by the ``id`` of its own, as :func:`torch.func.functional_call` does."""
+    places = [
+        (part._parameters, name, value)
+        for part in module.modules()
+        for name, value in part._parameters.items()
+        if value is not None
+    ]
+    try:
+        for table, name, value in places:
+            table[name] = others[id(value)]
+        yield
+    finally:
+        for table, name, value in places:
+            table[name] = value
 
 
 def _alone(value: Tensor) -> bool:
