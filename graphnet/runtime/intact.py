@@ -107,7 +107,12 @@ def steady(root: nn.Module) -> Iterator[None]:
 
     Otherwise each read would give another tensor, and one of ``spectral_norm`` would take a step of its iteration.
     """
-    parts = [part for held in root.modules() if is_parametrized(held) for part in _parametrizations(held).modules()]
+    parts = [
+        part
+        for held in root.modules()
+        if "parametrizations" in held._modules and is_parametrized(held)
+        for part in _parametrizations(held).modules()
+    ]
     if not parts:
         yield
         return
@@ -136,7 +141,8 @@ def _at(root: nn.Module, name: str) -> Any:
     """What stands at a dotted name; None where nothing does."""
     found: Any = root
     for part in name.split(".") if name else ():
-        found = getattr(found, part, None)
+        inner = found._modules.get(part) if isinstance(found, nn.Module) else None
+        found = getattr(found, part, None) if inner is None else inner
     return found
 
 

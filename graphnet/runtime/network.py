@@ -172,11 +172,13 @@ class Network(nn.Module):
         """A stored tensor by its name in the state dict: a parameter or a buffer."""
         if not isinstance(name, str):
             raise GraphError(f"a tensor is named by text, not by {name!r}")
-        module, _, attribute = name.rpartition(".")
-        try:
-            tensor = getattr(self.get_submodule(module), attribute)
-        except AttributeError:
-            tensor = None
+        *path, attribute = name.split(".")
+        home: nn.Module | None = self
+        for part in path:
+            home = home._modules.get(part) if home is not None else None
+        tensor = None if home is None else home._parameters.get(attribute)
+        if tensor is None:  # a buffer, one that is computed, or none
+            tensor = getattr(home, attribute, None)
         if not isinstance(tensor, Tensor):
             raise GraphError(f"there is no tensor {name!r} in this network: net.graph.tensors lists them")
         return tensor

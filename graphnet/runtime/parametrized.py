@@ -134,7 +134,8 @@ def list_of(root: nn.Module, name: str) -> Any:
     path, _, attribute = name.rpartition(".")
     found: Any = root
     for step in path.split(".") if path else ():
-        found = getattr(found, step, None)
+        inner = found._modules.get(step) if isinstance(found, nn.Module) else None
+        found = getattr(found, step, None) if inner is None else inner
     if not isinstance(found, nn.Module) or "parametrizations" not in found._modules:
         return None
     held: Any = found.parametrizations
