@@ -1,8 +1,8 @@
 """Mutation testing: break the surgery code in named ways and see that the default tests notice every one.
 
 Each fault replaces one short text of one file by another. `python scripts/mutate.py` applies them one at a time in
-copies of the committed tree, runs the tests that should notice first and the other default tests only where those did
-not, and writes docs/mutation.md. A fault whose text is not found exactly once stops it before anything is run: the
+copies of the committed tree, runs the test that noticed it last time, then those that should notice and the other
+default tests only where none has, and writes docs/mutation.md. A fault whose text is not found exactly once stops it before anything is run: the
 code has changed, and the fault must be written anew. The faults are in scripts/faults.py.
 
     python scripts/mutate.py                      every fault, two at a time, and the page
@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ class Worker:
         self._runner.stdin.flush()
         answer = json.loads(self._runner.stdout.readline())
         status, output = answer["status"], answer["output"]
-        if status == 0:
+        if status == 0 or (status == 4 and "not found" in output):  # a test that noticed before may have gone
             return None
         if status == -14:
             return ENDLESS
@@ -155,13 +156,15 @@ class Worker:
             raise SystemExit(f"pytest did not run (exit status {status}):\n{output[-3000:]}")
         return str(lines[0].removeprefix("FAILED ").removeprefix("ERROR ").partition(" - ")[0])
 
-    def attempt(self, fault: Fault, *, narrow: bool) -> Outcome:
-        """Break the tree, run the tests, mend it again."""
+    def attempt(self, fault: Fault, *, narrow: bool, before: str | None = None) -> Outcome:
+        """Break the tree, run the tests, the one that noticed before first, and mend it again."""
         path, started = self.tree / fault.file, time.perf_counter()
         whole = path.read_text()
         path.write_text(whole.replace(fault.old, fault.new))
         try:
-            killed = self.test(fault.tests)
+            killed = None if before is None else self.test([before])
+            if killed is None:
+                killed = self.test(fault.tests)
             if killed is None and not narrow:
                 killed = self.test(REST)
         finally:
@@ -196,6 +199,7 @@ def try_all(
             if wrong := problems(faults, made[0].tree):
                 raise SystemExit("\n".join(wrong))
             noticed: dict[str, list[Outcome]] = {}
+            before = last_time(PAGE.read_text()) if PAGE.exists() else {}
 
             def by_test(outcome: Outcome) -> None:
                 if outcome.killed_by is not None and outcome.killed_by != ENDLESS:
@@ -207,7 +211,7 @@ def try_all(
             def one(fault: Fault) -> None:
                 worker = free.get()
                 try:
-                    outcome = worker.attempt(fault, narrow=narrow)
+                    outcome = worker.attempt(fault, narrow=narrow, before=before.get(fault.name))
                 finally:
                     free.put(worker)
                 word = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
@@ -246,6 +250,16 @@ def page(outcomes: Sequence[Outcome]) -> str:
             what = fault.what.replace("*", "\\*")
             lines.append(f"| `{fault.name}` | `{fault.file}` | {what} | {test} |")
     return "\n".join(lines) + "\n"
+
+
+def last_time(page: str) -> dict[str, str]:
+    """The test that noticed each fault, as the page has it."""
+    found = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 4 and cells[0].startswith("`") and cells[3].startswith("`"):
+            found[cells[0].strip("`")] = f"tests/{cells[3].strip('`')}".replace("\\|", "|")
+    return found
 
 
 def main() -> int:
