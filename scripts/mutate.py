@@ -2,8 +2,8 @@
 
 Each fault replaces one short text of one file by another. `python scripts/mutate.py` applies them one at a time in
 copies of the committed tree, runs the test that noticed it last time, then those that should notice and the other
-default tests only where none has, and writes docs/mutation.md. A fault whose text is not found exactly once stops it before anything is run: the
-code has changed, and the fault must be written anew. The faults are in scripts/faults.py.
+default tests only where none has, and writes docs/mutation.md. A fault whose text is not found exactly once stops it
+before anything is run: the code has changed, and the fault must be written anew. The faults are in scripts/faults.py.
 
     python scripts/mutate.py                      every fault, two at a time, and the page
     python scripts/mutate.py --log runs/faults    the same, and outcomes that are in the file already are taken from it
