@@ -66,6 +66,11 @@ def write_kept(net: Network, writer: Writer) -> Iterator[dict[str, Any]]:
     positions = {key: position for position, key in enumerate(net._attached)}
     places = {key: place for place, key in enumerate(net._averages)}
     for number, kept in net.kept.items():
+        if kept.parts:
+            raise CheckpointError(
+                f"version {number} is kept with parametrizations (of {sorted(kept.parts)[:8]}), which are code of "
+                f"their own and not part of a checkpoint: let go of it with net.forget({number})"
+            )
         prefix = f"kept/{number}/"
         for name, tensor in kept.tensors.items():
             writer.put(f"{prefix}tensor/{name}", tensor)

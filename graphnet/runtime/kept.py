@@ -74,6 +74,8 @@ class Kept:
     optimizers : tuple of KeptOptimizer
     averages : mapping of key to {name: Tensor}
         The tensors of attached averaged models.
+    parts : mapping of str to {name: Tensor}
+        What a parametrized tensor is computed from, whose value ``tensors`` has.
     """
 
     graph: Graph
@@ -82,6 +84,7 @@ class Kept:
     constant: frozenset[str] = frozenset()
     optimizers: tuple[KeptOptimizer, ...] = field(default=(), repr=False)
     averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return self  # nothing changes it
@@ -99,6 +102,7 @@ class Kept:
             *self.tensors.values(),
             *self.reserve.values(),
             *(t for a in self.averages.values() for t in a.values()),
+            *(t for one in self.parts.values() for t in one.values()),
         ]
         return sum(t.numel() * t.element_size() for t in (*held, *state) if isinstance(t, Tensor))
 
@@ -112,17 +116,25 @@ def keep(net: Network) -> Kept:
 def _keep(net: Network) -> Kept:
     graph = net.graph
     names = {id(net.tensor(name)): name for name, spec in graph.tensors.items() if not spec.buffer}
+    found = {
+        name: {part.name: part.tensor for part in one.parts} for name in graph.tensors if (one := net._parts(name))
+    }
+    held = {name: tensor for one in found.values() for name, tensor in one.items() if isinstance(tensor, nn.Parameter)}
+    names |= {id(tensor): name for name, tensor in held.items()}
+    constant = {name for name, spec in graph.tensors.items() if not spec.buffer and not _trains(net.tensor(name))}
+    stored = [*graph.tensors, *(name for one in found.values() for name in one)]
     reserve = {name: net.reserve_of(name) for name in graph.tensors}
     return Kept(
         graph,
         {name: net.tensor(name).detach().clone() for name in graph.tensors},
         {name: value.clone() for name, value in reserve.items() if value is not None},
-        frozenset(name for name, spec in graph.tensors.items() if not spec.buffer and not _trains(net.tensor(name))),
+        frozenset(constant | {name for name, tensor in held.items() if not _trains(tensor)}),
         tuple(_keep_optimizer(attached, names) for attached in net._attached.values()),
         {
-            key: {name: average.copy.tensor(name).detach().clone() for name in graph.tensors}
+            key: {name: average.copy.tensor(name).detach().clone() for name in stored}
             for key, average in net._averages.items()
         },
+        {name: {key: tensor.detach().clone() for key, tensor in one.items()} for name, one in found.items()},
     )
 
 

@@ -40,7 +40,16 @@ from graphnet.runtime.transaction import Swap
 if TYPE_CHECKING:
     from graphnet.runtime.network import Network
 
-__all__ = ["Moved", "check_layers_stay", "move_originals"]
+__all__ = [
+    "Moved",
+    "averaged",
+    "check_layers_stay",
+    "far",
+    "forget",
+    "move_originals",
+    "rounding",
+    "said",
+]
 
 _WHY = {
     "_WeightNorm": "the norms of its directions run over units that come or go; only units whose weights in it are zero"
@@ -114,8 +123,7 @@ def move_originals(net: Network, plan: Plan, result: Result, parametrized: Colle
             tensors |= {part.name: values[part.key] for part in one.parts if part.key in values}
             slots |= mover.following(values, slots)
             moved.notes += mover.notes
-            module = net.get_submodule(name.rpartition(".")[0])
-            moved.swaps.append(_forget(id(module), name.rpartition(".")[2]))
+            moved.swaps.append(forget(net, name))
         cleared = list(_cleared(net, one, cleared))
     moved.result = replace(result, tensors=tensors, slots=slots, cleared=cleared)
     return moved
@@ -138,13 +146,15 @@ def check_layers_stay(net: Network, result: Result, parametrized: Collection[str
             raise refusal(net, name, "this edit would tie another tensor to it")
 
 
-def _forget(module: int, attribute: str) -> Swap:
+def forget(net: Network, name: str) -> Swap:
     """Inside ``parametrize.cached()`` the weight of before would be used on."""
+    path, _, attribute = name.rpartition(".")
+    key = id(net.get_submodule(path)), attribute
 
-    def forget() -> None:
-        parametrize._cache.pop((module, attribute), None)
+    def clear() -> None:
+        parametrize._cache.pop(key, None)
 
-    return Swap(forget, forget)
+    return Swap(clear, clear)
 
 
 def _cleared(net: Network, one: Parametrized, cleared: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -202,7 +212,7 @@ class _Mover:
         try:
             return compute(self.one.held, tensors)
         except Exception as error:
-            raise self.refused(f"it cannot be computed from what was moved ({_said(error)})") from error
+            raise self.refused(f"it cannot be computed from what was moved ({said(error)})") from error
 
     def _born(self, part: Part) -> bool:
         return any(source is not None and bool((source < 0).any()) for source in part.sources(self.flat))
@@ -225,7 +235,7 @@ class _Mover:
         try:
             given = invert(self.one.held, moved, wanted)
         except Exception as error:
-            raise self.refused(f"right_inverse fails on the values of newborns ({_said(error)})") from error
+            raise self.refused(f"right_inverse fails on the values of newborns ({said(error)})") from error
         if given is None:
             raise self.refused(
                 "newborns need originals, and a parametrization of it has no right_inverse that would say which: give "
@@ -267,7 +277,7 @@ class _Mover:
                 if rank == 2:
                     raise
                 continue
-            if found.shape == trial.shape and _far(found, trial, _born(stays, trial)) <= _rounding(trial.dtype, 4):
+            if found.shape == trial.shape and far(found, trial, _born(stays, trial)) <= rounding(trial.dtype, 4):
                 return chosen
         raise self.refused(f"it is not known what newborns have in {', '.join(repr(part.name) for part in gaining)}")
 
@@ -294,9 +304,9 @@ class _Mover:
             (stays, carried, "the values of units that stay would change"),
             (_born(stays, wanted), wanted, "right_inverse does not give the values of newborns back"),
         ):
-            far = _far(found, target, mask)
-            if not far <= _rounding(wanted.dtype):
-                change = "are not numbers" if np.isnan(far) else f"differ by {far:.2g} of its maximum"
+            apart = far(found, target, mask)
+            if not apart <= rounding(wanted.dtype):
+                change = "are not numbers" if np.isnan(apart) else f"differ by {apart:.2g} of its maximum"
                 raise self.refused(f"{what} (they {change})")
         if not _equal(_where(stays, found, carried), carried):
             kinds = ", ".join(kinds_of(self.one.held))
@@ -347,13 +357,20 @@ class _Mover:
                         if slot.newborn == "weight" and slot.key in slots:
                             found[slot.key] = _where(stays, slots[slot.key], value.to(slots[slot.key]))
             for key, average in self.net._averages.items():
-                copied = _averaged(average.copy, part)
+                copied = averaged(average.copy, part)
                 found["average", key, part.name] = gather(copied.detach(), flat)
                 found["carried", key, part.name] = _where(stays, value, _other(value))
         return found
 
 
-def _averaged(copied: Network, part: Part) -> Tensor:
+def averaged(copied: Network, part: Part) -> Tensor:
+    """The part of an averaged copy.
+
+    Raises
+    ------
+    EditError
+        It has none like it.
+    """
     path, _, attribute = part.name.rpartition(".")
     try:
         found = getattr(copied.get_submodule(path), attribute)
@@ -394,7 +411,7 @@ def _where(stays: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
     return one if stays is None else torch.where(stays, one, other)
 
 
-def _far(found: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
+def far(found: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
     """The largest difference where it counts, in units of the tensor's largest entry."""
     counted = _where(mask, found, wanted)
     if _equal(counted, wanted):
@@ -402,7 +419,7 @@ def _far(found: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
     return float((counted - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
 
 
-def _rounding(dtype: torch.dtype, times: int = 1) -> float:
+def rounding(dtype: torch.dtype, times: int = 1) -> float:
     """How far a value computed from moved parts may be off."""
     eps = torch.finfo(dtype).eps
     return times * eps * (32 if eps < 1e-6 else 2)
@@ -418,5 +435,6 @@ def _is_identity(source: IndexArray, size: int) -> bool:
     return len(source) == size and np.array_equal(source, np.arange(size))
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -26,9 +26,11 @@ from graphnet.ir.graph import Graph
 from graphnet.ir.rewrite import Rewritten
 from graphnet.runtime.births import Births
 from graphnet.runtime.history import History, Version
-from graphnet.runtime.intact import check_intact, check_unparametrized
+from graphnet.runtime.intact import check_intact
 from graphnet.runtime.kept import Kept, KeptOptimizer, copied, copied_births
+from graphnet.runtime.kept_parts import parts_of_then
 from graphnet.runtime.optimizers import Attached
+from graphnet.runtime.originals import forget
 from graphnet.runtime.parallel import Agreement
 from graphnet.runtime.resize import check_settable, set_data
 from graphnet.runtime.structure import Structure
@@ -51,22 +53,28 @@ def roll_back(net: Network, kept: Kept, agreement: Agreement, *, reset_optimizer
     started = time.perf_counter()
     current = net._current
     parametrized = check_intact(net.graph, net, current.program)
-    check_unparametrized(net, parametrized, parametrized, "going back would make its layer anew")
+    computed = parts_of_then(net, kept, parametrized, reset=reset_optimizers)
     graph = _next_graph(net.history, kept.graph)
     pairs = _optimizer_pairs(net, kept, reset=reset_optimizers)
     result = _result(net.graph, graph, kept, _placed_like(net))
     structure = Structure.build(result, net.graph, net)
-    tensors = structure.tensors
+    tensors = dict(structure.tensors)
+    for one in computed:  # what it is computed from goes back in its place
+        del result.tensors[one.name], tensors[one.name]
+        for part in one.parts:
+            result.tensors[part.name] = _placed_like(net)(kept.parts[one.name][part.name])
+            tensors[part.name] = part.tensor
     for name in result.tensors:
         check_settable(name, tensors[name])
     program = lower(graph, net, find=structure.find)
     swaps: list[Swap] = []
     for name, value in result.tensors.items():
-        swaps.append(_data_swap(tensors[name], value, trains=graph.tensors[name].buffer or name not in kept.constant))
+        swaps.append(_data_swap(tensors[name], value, trains=name not in kept.constant))
     for name in result.fresh:
         if name in kept.constant:
             tensors[name].requires_grad_(False)  # new, and seen by nobody yet
     swaps += structure.swaps()
+    swaps += [forget(net, one.name) for one in computed]
     unplaced = dict(result.fresh)
     for attached, held in pairs:
         swaps += _optimizer_swaps(attached, held, tensors, structure.dropped)

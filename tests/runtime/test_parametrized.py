@@ -748,11 +748,67 @@ def test_the_low_memory_mode_is_refused(kind: str) -> None:
         edit.prune("fc1", lowest=2)
 
 
-def test_going_back_is_refused() -> None:
-    net, optimizer = made({"head": spectral_norm})
-    kept = net.keep()
-    with unchanged(net, optimizer), pytest.raises(gn.EditError, match=r"'head.weight' is parametrized \(_SpectralNorm"):
+@pytest.mark.parametrize("kind", [*KINDS, "_SpectralNorm"])
+@pytest.mark.parametrize("averages", [False, True])
+def test_going_back_restores_every_bit(kind: str, averages: bool) -> None:
+    net, optimizer = made({"fc1": weight_norm, "fc2": {**KINDS, "_SpectralNorm": spectral_norm}[kind]})
+    if averages:
+        net.attach(AveragedModel(net))
+        net.averaged[0].update_parameters(net)
+    with net.edit() as edit:
+        edit.permute("fc1", order=[1, 0, 2, 3, 4, 5])
+    net.fc1.parametrizations.weight.original0.requires_grad_(averages)
+    kept, before, objects = net.keep(), facts(net, optimizer), parts(net)
+    copied = [facts(one.module, optimizer) for one in net.averaged]
+    with net.edit() as edit:
+        edit.prune("fc1", units=[1, 2]) if kind != "_SpectralNorm" and kind != "_WeightNorm" else edit.deepen("act2")
+    step(net.eval(), optimizer)
+    net.train().rollback(kept.version)
+    after = {name: value for name, value in facts(net, optimizer).items() if not name.endswith(" grad")}
+    assert_same(after, {name: value for name, value in before.items() if not name.endswith(" grad")})
+    for one, values in zip(net.averaged, copied, strict=True):
+        assert_same(facts(one.module, optimizer), values)
+    assert all(parts(net)[name] is tensor for name, tensor in objects.items())
+    assert net.fc1.parametrizations.weight.original0.requires_grad == averages
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.parameters()}
+    assert torch.equal(net.at(net.version).eval()(X), net.eval()(X))
+    step(net.train(), optimizer)
+
+
+def test_going_back_to_other_parametrizations_is_refused(tmp_path: Path) -> None:
+    net, optimizer = made({"fc1": weight_norm})
+    kept, output = net.keep(), net(X)
+    step(net, optimizer)
+    with net.edit() as edit:
+        edit.grow("fc2", 1)
+    adding(lambda _: Doubled())(net.get_submodule("fc2"))
+    with unchanged(net, optimizer), pytest.raises(gn.EditError, match=r"'fc2.weight' is parametrized .*it was not\."):
         net.rollback(kept.version)
+    remove_parametrizations(net.get_submodule("fc2"), "weight", leave_parametrized=False)
+    adding(half_masked)(net.get_submodule("fc1"))
+    with pytest.raises(gn.EditError, match=r"'fc1.weight' is parametrized .*in another way"):
+        net.rollback(kept.version)
+    remove_parametrizations(net.get_submodule("fc1"), "weight", leave_parametrized=True)
+    with pytest.raises(gn.EditError, match=r"'fc1.weight' was parametrized when version 0 was kept"):
+        net.rollback(kept.version)
+    with pytest.raises(gn.CheckpointError, match=r"version 0 is kept with parametrizations.*net.forget\(0\)"):
+        net.save(tmp_path / "run.gn")
+    assert torch.equal(net.at(0)(X), output)
+    net.at(0).rollback(0)
+    net.rollback(0, reset_optimizers=True)
+    assert torch.equal(net(X), output)
+
+
+def test_going_back_to_what_gives_something_else_is_refused() -> None:
+    net, optimizer = made({})
+    told = Told()
+    register_parametrization(net.get_submodule("fc1"), "weight", told)
+    kept = net.keep()
+    told.factor = 2.0
+    with unchanged(net, optimizer), pytest.raises(gn.EditError, match="it is not what it was then"):
+        net.rollback(kept.version)
+    told.factor = 1.0
+    net.rollback(kept.version)
 
 
 @pytest.mark.parametrize(
