@@ -177,7 +177,11 @@ def read(root: nn.Module, name: str, dims: Sequence[Layout], shape: Sequence[int
     tensors = [*held.named_parameters(remove_duplicate=False), *held.named_buffers(remove_duplicate=False)]
     parts = sorted((Part(f"{start}.{key}", key, tensor) for key, tensor in tensors), key=_order)
     # the way in which parts follow stays what it is when units come and go: it is looked for once
-    signature = tuple(map(id, held.modules())), tuple((part.key, part.tensor.dtype) for part in parts), dims
+    signature = (
+        tuple((id(one), type(one)) for one in held.modules()),
+        tuple((part.key, part.tensor.dtype) for part in parts),
+        dims,
+    )
     stuck: Mapping[int, str] = {}
     known = _FOUND.get(held)
     if known is not None and known[0] == signature and _fits(parts, known[1], shape):

@@ -24,8 +24,9 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graphnet as gn
+from graphnet.runtime import intact, originals, parametrized
 from graphnet.testing import random_network, train
-from graphnet.testing.atomicity import commit_with_error, points
+from graphnet.testing.atomicity import TRACED, commit_with_error, points
 from graphnet.testing.edits import EditCall, edit_calls
 from graphnet.testing.graphs import graphs
 
@@ -618,6 +619,9 @@ def test_an_average_from_before_the_parametrization_is_told() -> None:
         edit.prune("fc1", units=[0])
 
 
+FILES = {*TRACED, *(str(module.__file__) for module in (originals, parametrized, intact))}
+
+
 # -- all or nothing ------------------------------------------------------------------------------------------------
 
 
@@ -636,22 +640,23 @@ def test_an_error_in_a_commit_leaves_every_bit(structural: bool) -> None:
         step(net, optimizer)
         return net, optimizer
 
-    reference = commit_with_error(case()[0], act)
+    reference = commit_with_error(case()[0], act, files=FILES)
     assert reference.raised is None
     net, optimizer = case()
     objects = {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
     before, output = facts(net, optimizer), net(X)
     births = {kind: dict(table.birth) for kind, table in net._attached["0"].updates.births.items()}
-    tried = points(reference, 6, 14)
-    for point in tried:
-        run = commit_with_error(net, act, at=point)
+    for point in points(reference, 10, 14):
+        run = commit_with_error(net, act, at=point, files=FILES)
         assert type(run.raised).__name__ == "InjectedError"
         if net.version == 2:
             break  # it was published
         assert_same(facts(net, optimizer), before)
+        assert all(part.training for part in net.modules())
         assert {id(tensor) for tensor in (*net.parameters(), *net.buffers())} == objects
         now = {kind: dict(table.birth) for kind, table in net._attached["0"].updates.births.items()}
         assert now.keys() == births.keys()
+        assert all(torch.equal(vector, births[p][dim]) for p, one in now.items() for dim, vector in one.items())
         assert torch.equal(net(X), output)
     assert point >= reference.swapping
 
