@@ -62,7 +62,6 @@ def capture(
     ImportModelError
         Neither torch.export nor torch.fx can trace the model; says why.
     """
-    attempts = _attempts(args, dict(kwargs), dynamic, tied)
     problems: list[str] = []
     for by_fx in (False, True):
         try:
@@ -70,7 +69,7 @@ def capture(
         except Exception as error:
             problems.append(f"torch.fx: {_short(error)}")
             continue
-        for example, named, shapes in attempts:
+        for example, named, shapes in _attempts(args, dict(kwargs), dynamic, tied):
             try:
                 programs = []
                 for training in (True, False):
@@ -144,7 +143,7 @@ def _by_fx(model: nn.Module) -> nn.Module:
 
 def _attempts(
     args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, tied: bool
-) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:  # fmt: skip
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Any]]:  # fmt: skip
     """Examples with dimensions that may change, from the most to none."""
 
     def doubled(value: Any) -> Any:
@@ -162,14 +161,14 @@ def _attempts(
     batch = Dim("batch")
     double = pytree.tree_map(doubled, args), pytree.tree_map(doubled, kwargs)
     if dynamic is not None:
-        return [(args, kwargs, dynamic), (*double, dynamic)]
-    found: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        yield args, kwargs, dynamic
+        yield *double, dynamic
+        return
     for example, named in (double, (args, kwargs)):
         for most in (True, False):
             shapes = pytree.tree_map(lambda value, most=most: free(value, most), (example, named))
-            found.append((example, named, _Shapes(*shapes)))
-    found.append((args, kwargs, None))
-    return found
+            yield example, named, _Shapes(*shapes)
+    yield args, kwargs, None
 
 
 @dataclass(slots=True)
@@ -268,14 +267,14 @@ class _Reader:
             for dim, size in enumerate(value.shape):
                 if isinstance(size, int):
                     continue
-                symbol = str(size.node.expr)
-                if symbol in self.names or not size.node.expr.is_symbol:
+                expression = size.node.expr
+                if not expression.is_symbol or expression.name in self.names:
                     continue
                 wanted = "batch" if dim == 0 else "length" if value.dim() < 4 and dim == 1 else f"dim{dim}"
                 name, count = wanted, 1
                 while name in self.symbols:
                     name, count = f"{wanted}{count + 1}", count + 1
-                self.names[symbol] = name
+                self.names[expression.name] = name
                 hint = size.node.hint
                 self.symbols[name] = int(hint) if hint is not None else 2
 

@@ -146,6 +146,8 @@ def follow_units(group: UnitGroup, born: Sequence[int], dropped: Sequence[int], 
         return replace(group, ids=live, dormant=tuple(sorted(resting)))
     if wrong := [unit for unit in born if unit < group.next_id]:
         raise EditError(f"units {wrong[:8]} are born, but ids below {group.next_id} were given before")
+    if not born:
+        return replace(group, ids=live)
     return replace(group, ids=(*live, *born), next_id=max([group.next_id, *(unit + 1 for unit in born)]))
 
 

@@ -6,8 +6,9 @@ swaps in what :meth:`Plan.result` gives, or drops the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -168,7 +169,7 @@ class Plan:
     reserve: dict[str, Tensor] = field(default_factory=dict)
     cleared: list[tuple[str, str]] = field(default_factory=list)
     base: Graph = field(init=False)
-    changes: list[Change] = field(default_factory=list)  # since the last step was recorded
+    changes: list[Change | Callable[[], Change]] = field(default_factory=list)  # since the last step was recorded
     _recorded: Graph = field(init=False)
     renamed: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
@@ -340,7 +341,7 @@ class Plan:
         self._advance_reserve(before, after, [group.name for group in groups])
         self._maps.advance(maps)
         self.graph = after.numbered(self.base.version + 1)
-        self.changes.append(units_change(self.graph, maps))
+        self.changes.append(partial(units_change, self.graph, tuple(maps)))
         return maps
 
     def validate(self) -> None:
@@ -472,14 +473,14 @@ class Plan:
 
     def explained(self, step: Step) -> Step:
         """The step with the changes since the last one, where its ids do not say all of them."""
-        changes, before = tuple(self.changes), self._recorded
+        changes, before = self.changes, self._recorded
         self.changes, self._recorded = [], self.graph
         if not changes or step.changes:
             return step
         if (
             step.group is not None
             and step.group in before.groups
-            and all(change["kind"] == "units" for change in changes)
+            and all(callable(change) for change in changes)  # of units: written out where their ids do not say it
         ):
             said = follow_units(before.groups[step.group], step.born, step.dropped, dormant=step.dormant)
             differing = {
@@ -489,7 +490,7 @@ class Plan:
             }
             if differing <= {step.group} and said == self.graph.groups[step.group]:
                 return step
-        return replace(step, changes=changes)
+        return replace(step, changes=tuple(change() if callable(change) else change for change in changes))
 
     # -- savepoints ---------------------------------------------------------------------------------------------
 
