@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from graphnet.errors import EditError
-from graphnet.runtime.originals import averaged, far, rounding, said
+from graphnet.runtime.nearness import far, rounding
+from graphnet.runtime.originals import averaged, said
 from graphnet.runtime.parametrized import Parametrized, compute, read, refusal
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def parts_of_then(net: Network, kept: Kept, parametrized: Collection[str], *, re
         wanted = kept.tensors[name]
         try:
             given = compute(one.held, {part.key: then[part.name].to(part.tensor.device) for part in one.parts})
-            apart = far(given, wanted.to(given.device), None) if given.shape == wanted.shape else float("inf")
+            apart = far(given, wanted.to(given.device)) if given.shape == wanted.shape else float("inf")
         except Exception as error:
             raise refusal(net, name, f"from what was kept it cannot be computed ({said(error)})") from error
         if not apart <= rounding(wanted.dtype):

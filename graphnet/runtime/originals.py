@@ -24,6 +24,7 @@ from graphnet.edit.rates import NEUTRAL
 from graphnet.errors import EditError
 from graphnet.ir.graph import Graph
 from graphnet.ir.layout import IndexArray
+from graphnet.runtime.nearness import chosen, equal, far, rounding
 from graphnet.runtime.parametrized import (
     Parametrized,
     Part,
@@ -44,10 +45,8 @@ __all__ = [
     "Moved",
     "averaged",
     "check_layers_stay",
-    "far",
     "forget",
     "move_originals",
-    "rounding",
     "said",
 ]
 
@@ -191,11 +190,11 @@ class _Mover:
             if self.flat[dim] is not None:
                 raise self.refused(why)
         self._check_alone()
-        if not _equal(self._computed({}), base):
+        if not equal(self._computed({}), base):
             raise self.refused("it is not the same each time that it is computed, or was changed during the edit")
         carried = gather(base, self.flat)
         stays = _stays(self.flat, range(base.dim()), wanted)
-        if not _equal(_where(stays, wanted, carried), carried):
+        if not equal(chosen(stays, wanted, carried), carried):
             raise self.refused(
                 "the edit gives other values to units that stay, and originals are moved, not computed anew"
             )
@@ -251,7 +250,7 @@ class _Mover:
                 raise self.refused(
                     f"right_inverse gives {part.key!r} the shape {list(value.shape)}, and it would be {list(old.shape)}"
                 )
-            found[part.key] = _where(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))
+            found[part.key] = chosen(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))
         return found
 
     def _newborn_parts(self, moved: Mapping[str, Tensor], wanted: Tensor, stays: Tensor | None) -> dict[str, Tensor]:
@@ -265,11 +264,11 @@ class _Mover:
         known = self.base[self.base != 0]
         drawn = torch.randint(max(1, known.numel()), wanted.shape, generator=torch.Generator().manual_seed(0))
         values = known[drawn.to(known.device)] if known.numel() else torch.ones_like(wanted)
-        trial = _where(stays, wanted, values)
+        trial = chosen(stays, wanted, values)
         for rank in range(3):
-            chosen = {part.key: self._filled(part, moved[part.key], rank) for part in gaining}
+            given = {part.key: self._filled(part, moved[part.key], rank) for part in gaining}
             try:
-                tried = {**moved, **chosen}
+                tried = {**moved, **given}
                 originals = [part for part in self.one.parts if part.original and self._born(part)]
                 tried |= self._newborn_originals(tried, trial, originals)
                 found = self._computed(tried)
@@ -278,7 +277,7 @@ class _Mover:
                     raise
                 continue
             if found.shape == trial.shape and far(found, trial, _born(stays, trial)) <= rounding(trial.dtype, 4):
-                return chosen
+                return given
         raise self.refused(f"it is not known what newborns have in {', '.join(repr(part.name) for part in gaining)}")
 
     def _filled(self, part: Part, moved: Tensor, rank: int) -> Tensor:
@@ -289,7 +288,7 @@ class _Mover:
             raise self.refused(f"it is not known what newborns have in {part.name!r}, whose entries differ")
         fill = ([first] if constant else []) + ([torch.ones_like(first), torch.zeros_like(first)] if mask else [])
         stays = _stays(part.sources(self.flat), range(moved.dim()), moved)
-        return _where(stays, moved, fill[min(rank, len(fill) - 1)])
+        return chosen(stays, moved, fill[min(rank, len(fill) - 1)])
 
     def _check(
         self, moved: Mapping[str, Tensor], wanted: Tensor, carried: Tensor, stays: Tensor | None, given: Sequence[str]
@@ -306,9 +305,9 @@ class _Mover:
         ):
             apart = far(found, target, mask)
             if not apart <= rounding(wanted.dtype):
-                change = "are not numbers" if np.isnan(apart) else f"differ by {apart:.2g} of its maximum"
+                change = "are not numbers" if np.isnan(apart) else f"differ by {apart:.2g} of what stands beside them"
                 raise self.refused(f"{what} (they {change})")
-        if not _equal(_where(stays, found, carried), carried):
+        if not equal(chosen(stays, found, carried), carried):
             kinds = ", ".join(kinds_of(self.one.held))
             self.notes.append(f"{self.one.name}: units that stay keep their values to rounding ({kinds})")
 
@@ -325,7 +324,7 @@ class _Mover:
             axes = range(len(slot.dims)) if slot.axes is None else slot.axes
             flat = [self.flat[axis] if axis >= 0 else None for axis in axes]
             old = gather(slot.base, flat)
-            if not _equal(_where(_stays(flat, range(value.dim()), value), value, old), old):
+            if not equal(chosen(_stays(flat, range(value.dim()), value), value, old), old):
                 raise self.refused(
                     "the edit gives the optimizer's state or the gradient of units that stay other values (merge, or "
                     "state='scaled'), which fit a weight that is not computed"
@@ -355,11 +354,11 @@ class _Mover:
                 if holder.holds(part.tensor):
                     for slot in holder.slots(part.tensor, part.name, part_dims(part, dims)):
                         if slot.newborn == "weight" and slot.key in slots:
-                            found[slot.key] = _where(stays, slots[slot.key], value.to(slots[slot.key]))
+                            found[slot.key] = chosen(stays, slots[slot.key], value.to(slots[slot.key]))
             for key, average in self.net._averages.items():
                 copied = averaged(average.copy, part)
                 found["average", key, part.name] = gather(copied.detach(), flat)
-                found["carried", key, part.name] = _where(stays, value, _other(value))
+                found["carried", key, part.name] = chosen(stays, value, _other(value))
         return found
 
 
@@ -405,30 +404,6 @@ def _stays(flat: Sequence[IndexArray | None], dims: range, like: Tensor) -> Tens
 
 def _born(stays: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=torch.bool, device=like.device) if stays is None else ~stays
-
-
-def _where(stays: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
-    return one if stays is None else torch.where(stays, one, other)
-
-
-def far(found: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
-    """The largest difference where it counts, in units of the tensor's largest entry."""
-    counted = _where(mask, found, wanted)
-    if _equal(counted, wanted):
-        return 0.0
-    return float((counted - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-
-
-def rounding(dtype: torch.dtype, times: int = 1) -> float:
-    """How far a value computed from moved parts may be off."""
-    eps = torch.finfo(dtype).eps
-    return times * eps * (32 if eps < 1e-6 else 2)
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    if one is two or torch.equal(one, two):
-        return True
-    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 def _is_identity(source: IndexArray, size: int) -> bool:

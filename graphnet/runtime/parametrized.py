@@ -26,6 +26,7 @@ from graphnet.edit.rates import NEUTRAL
 from graphnet.errors import EditError
 from graphnet.ir.layout import IndexArray, Layout, const
 from graphnet.runtime.gradients import dense
+from graphnet.runtime.nearness import far
 
 if TYPE_CHECKING:
     from graphnet.runtime.optimizers import Attached
@@ -375,10 +376,7 @@ def _gives(held: nn.Module, tensors: Mapping[str, Tensor], wanted: Tensor) -> bo
         found = compute(held, tensors)
     except Exception:  # of whatever kind: then these are not the places
         return False
-    if found.shape != wanted.shape:
-        return False
-    most = float(wanted.abs().max()) if wanted.numel() else 0.0
-    return bool(((found - wanted).abs() <= _TOLERANCE.get(wanted.dtype, _COARSE) * most).all())
+    return found.shape == wanted.shape and far(found, wanted) <= _TOLERANCE.get(wanted.dtype, _COARSE)
 
 
 def _single(held: nn.Module, parts: Sequence[Part], shape: torch.Size, dim: int) -> tuple[int, ...] | str:

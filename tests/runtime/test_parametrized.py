@@ -859,6 +859,21 @@ def test_a_new_layer_joins_the_group_of_originals() -> None:
     assert held == {id(parameter) for parameter in net.parameters()}
 
 
+def test_a_small_row_is_not_lost_beside_a_large_one() -> None:
+    """What is rounding for one row is another row's whole weight."""
+    net, _ = made({"fc2": weight_norm})
+    originals_of = net.fc2.parametrizations.weight
+    with torch.no_grad():
+        originals_of.original0.copy_(torch.tensor([[1e8], [1e-9], [1.0], [1.0], [1.0]]))
+        originals_of.original1[:, 5] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+    with pytest.raises(gn.EditError, match="units that stay would change"), net.edit() as edit:
+        edit.prune("fc1", units=[5])
+    with torch.no_grad():
+        originals_of.original1[:, 5] = 0.0
+    with net.edit() as edit:
+        edit.prune("fc1", units=[5])
+
+
 def test_a_part_that_is_used_elsewhere_is_refused() -> None:
     net, optimizer = made({"fc1": KINDS["Masked"]})
     net.head.register_buffer("same", net.fc1.parametrizations.weight[0].mask)
