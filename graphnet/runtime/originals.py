@@ -59,6 +59,7 @@ _WHY = {
 """Why a tensor of torch's own parametrizations cannot be moved, by the name of its class."""
 
 _WHAT = "this edit would move it"
+_INIT = "give newborns others (init=); under a weight norm zeros have no direction"
 
 
 @dataclass(slots=True)
@@ -176,10 +177,10 @@ class _Mover:
         ]
         self.notes: list[str] = []
 
-    def refused(self, why: str) -> EditError:
-        """The error that says so."""
-        known = [_WHY[kind] for kind in kinds_of(self.one.held) if kind in _WHY]
-        return refusal(self.net, self.one.name, ": ".join([_WHAT, why, *known[:1]]))
+    def refused(self, why: str, *, known: bool = True) -> EditError:
+        """The error that says so, with what is known of torch's own parametrizations."""
+        more = [_WHY[kind] for kind in kinds_of(self.one.held) if known and kind in _WHY]
+        return refusal(self.net, self.one.name, ": ".join([_WHAT, why, *more[:1]]))
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -298,15 +299,15 @@ class _Mover:
             raise self.refused(f"moved, it would be of shape {list(found.shape)}, not {list(wanted.shape)}")
         for key in given:
             if not bool(torch.isfinite(moved[key]).all()) and bool(torch.isfinite(wanted).all()):
-                raise self.refused("some values of newborns have no finite original: give newborns others (init=)")
-        for mask, target, what in (
-            (stays, carried, "the values of units that stay would change"),
-            (_born(stays, wanted), wanted, "right_inverse does not give the values of newborns back"),
+                raise self.refused(f"some values of newborns have no finite original, {_INIT}", known=False)
+        for mask, target, what, known in (
+            (stays, carried, "the values of units that stay would change", True),
+            (_born(stays, wanted), wanted, f"right_inverse does not give the values of newborns back, {_INIT}", False),
         ):
             apart = far(found, target, mask)
             if not apart <= rounding(wanted.dtype):
                 change = "are not numbers" if np.isnan(apart) else f"differ by {apart:.2g} of what stands beside them"
-                raise self.refused(f"{what} (they {change})")
+                raise self.refused(f"{what} (they {change})", known=known)
         if not equal(chosen(stays, found, carried), carried):
             kinds = ", ".join(kinds_of(self.one.held))
             self.notes.append(f"{self.one.name}: units that stay keep their values to rounding ({kinds})")

@@ -49,8 +49,26 @@ _COARSE = 5e-2
 _MOST = 64
 """So many ways in which parts may follow a dimension are tried."""
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, tuple[tuple[int, ...], ...]]] = WeakKeyDictionary()
-"""By list of parametrizations what :func:`_find` gave, with what that depends on."""
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What :func:`_find` gave, with what that depends on."""
+
+    of: Any
+    axes: tuple[tuple[int, ...], ...]
+    stuck: Mapping[int, str]
+
+    def fits(self, parts: Sequence[Part], shape: Sequence[int]) -> bool:
+        """Whether parts have the sizes of what they follow."""
+        return all(
+            axis < 0 or size == shape[axis]
+            for part, mine in zip(parts, self.axes, strict=True)
+            for axis, size in zip(mine, part.tensor.shape, strict=True)
+        )
+
+
+_FOUND: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
+"""By list of parametrizations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,26 +201,26 @@ def read(root: nn.Module, name: str, dims: Sequence[Layout], shape: Sequence[int
         tuple((part.key, part.tensor.dtype) for part in parts),
         dims,
     )
-    stuck: Mapping[int, str] = {}
+    stuck: Mapping[int, str]
     known = _FOUND.get(held)
-    if known is not None and known[0] == signature and _fits(parts, known[1], shape):
-        axes = known[1]
+    if (
+        known is not None
+        and known.of == (signature, _values(parts) if known.stuck else None)
+        and known.fits(parts, shape)
+    ):
+        axes, stuck = known.axes, known.stuck
     else:
         axes, stuck = _find(held, parts, dims)
-        if not stuck:
-            _FOUND[held] = signature, axes
+        _FOUND[held] = _Found((signature, _values(parts) if stuck else None), axes, stuck)
     return Parametrized(
         name, held, tuple(replace(part, axes=mine) for part, mine in zip(parts, axes, strict=True)), stuck
     )
 
 
-def _fits(parts: Sequence[Part], axes: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
-    """Whether parts have the sizes of what they follow."""
-    return all(
-        axis < 0 or size == shape[axis]
-        for part, mine in zip(parts, axes, strict=True)
-        for axis, size in zip(mine, part.tensor.shape, strict=True)
-    )
+def _values(parts: Sequence[Part]) -> tuple[tuple[int, int], ...]:
+    """What differs once a part has other values: with those it may be seen what follows a dimension."""
+    tensors = [part.tensor for part in parts]
+    return tuple((one.data_ptr(), -1 if one.is_inference() else one._version) for one in tensors)
 
 
 def _order(part: Part) -> tuple[bool, int]:
