@@ -242,6 +242,8 @@ class _Mover:
                 "its class one"
             )
         every = [part for part in self.one.parts if part.original]
+        if len(given) != len(every) or not all(isinstance(value, Tensor) for value in given):
+            raise self.refused(f"right_inverse does not give the {len(every)} originals that it has")
         found = {}
         for part, value in zip(every, given, strict=True):
             old = moved[part.key]

@@ -131,6 +131,16 @@ class Told(nn.Module):
         return original * self.factor
 
 
+class Fickle(nn.Module):
+    """Its inverse knows the weight that it was made for."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second
+
+    def right_inverse(self, weight: Tensor) -> Any:
+        return (weight, torch.zeros_like(weight)) if weight.shape == (6, 4) else (weight,)
+
+
 class Noisy(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         return original + torch.randn_like(original)
@@ -686,6 +696,7 @@ REFUSED: dict[str, tuple[dict[str, Register], Callable[[gn.Edit], object], str]]
     "spectral norm gets rows": ({"fc1": spectral_norm}, lambda e: e.grow("fc1", 2), "largest singular value"),
     "orthogonal": ({"fc1": orthogonal}, lambda e: e.prune("fc1", lowest=2), "not orthogonal"),
     "no inverse": ({"fc1": OTHERS["Doubled"]}, lambda e: e.grow("fc1", 1), "has no right_inverse"),
+    "another inverse": ({"fc1": adding(lambda _: Fickle())}, lambda e: e.grow("fc1", 1), "not give the 2 originals"),
     "no original of zero": ({"fc2": OTHERS["Exp"]}, lambda e: e.grow("fc1", 1), "no finite original"),
     "no original below zero": ({"fc1": OTHERS["Exp"]}, lambda e: e.grow("fc1", 3), "not numbers|no finite original"),
     "entries of its own": ({"fc2": OTHERS["Scaled"]}, lambda e: e.grow("fc1", 1), "scale', whose entries differ"),
