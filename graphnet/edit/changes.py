@@ -135,8 +135,8 @@ def follow_units(group: UnitGroup, born: Sequence[int], dropped: Sequence[int], 
         The ids do not fit the group.
     """
     live, resting, gone = group.ids, set(group.dormant), set(dropped)
-    if missing := gone.difference(live):
-        raise EditError(f"units {sorted(missing)[:8]} go that are not there")
+    if absent := gone.difference(live):
+        raise EditError(f"units {sorted(absent)[:8]} go that are not there")
     live = tuple(unit for unit in live if unit not in gone)
     if dormant:
         if missing := sorted(set(born) - resting):

@@ -53,7 +53,8 @@ def twin_of(model: nn.Module) -> nn.Module:
             shells.append((module, shell))
     try:
         for module, shell in shells:
-            shell.__setstate__({key: _copied(value, memo) for key, value in _state(module).items()})
+            state = {key: _copied(value, memo) for key, value in _state(module).items()}
+            shell.__setstate__(state)  # type: ignore[no-untyped-call]
         twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise ImportModelError(f"the model cannot be copied: {type(error).__name__}: {error}") from error

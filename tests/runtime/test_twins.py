@@ -140,3 +140,43 @@ def test_a_parameter_that_is_overwritten_with_other_bits_is_refused() -> None:
 
     with pytest.raises(ImportModelError, match="overwrites its own parameter"):
         gn.from_torch(Negating(), (torch.randn(2, 3),))
+
+
+class _Beside(nn.Module):
+    """A layer, and a parameter that nothing reads."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.one, self.beside = nn.Linear(3, 2), parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.one(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("parameter", "why"),
+    [
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.eye(3).to_sparse_csr(), "sparse_csr"),
+        (torch.empty(3, device="meta"), "meta device"),
+    ],
+)
+def test_parameters_that_cannot_be_compared_are_refused_for_what_they_are(parameter: Tensor, why: str) -> None:
+    with pytest.raises(ImportModelError, match=why):
+        gn.from_torch(_Beside(nn.Parameter(parameter)), (torch.randn(2, 3),))
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        torch.tensor(1.5),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.randn(3, dtype=torch.complex64).conj(),
+        torch.ones(1).expand(3),
+        torch.randn(4, 6)[::2, ::3],
+    ],
+)
+def test_parameters_of_many_kinds_are_compared(parameter: Tensor) -> None:
+    net = gn.from_torch(_Beside(nn.Parameter(parameter)), (torch.randn(2, 3),), check=False)
+    assert torch.equal(net.beside, parameter)

@@ -96,7 +96,7 @@ class Member:
         flat = stored.reshape(len(stored), -1)
         count = max(1, _AT_ONCE * torch.get_num_threads() // flat.shape[1])
         room, total = flat.new_empty((count, flat.shape[1]), dtype=torch.float64), []
-        for part in flat.split(count):
+        for part in torch.split(flat, count):
             total.append(overwrite(room[: len(part)].copy_(part)).sum(1))
         return torch.cat(total)
 
