@@ -19,7 +19,7 @@ from graphnet.ir.layout import IndexArray, atom, const, times
 @pytest.fixture(autouse=True)
 def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(action, "_CHUNK", 96)
+        patch.setattr(action, "_chunk", lambda tensor: 96)
         yield
 
 

@@ -388,9 +388,6 @@ def test_what_is_not_finite_is_refused(name: str, value: float) -> None:
     net = random_network(gn.mlp([5, 6, 3], activation="gelu"), 0)
     broken(net, value)
     (x,) = sample(net.graph, 1, 4)
-    if name in ("activation-frequency", "apoz"):  # a share of samples is finite whatever the activation is
-        assert bool(torch.isfinite(scores(net, name, "fc1", x)).all())
-        return
     with pytest.raises(gn.EditError, match=r"cannot be ranked"), net.edit() as edit:
         edit.prune("fc1", lowest=1, score=name, batch=(x, None), loss=wave_loss)
     assert net.version == 0
