@@ -199,14 +199,14 @@ class _Mover:
             raise self.refused(
                 "the edit gives other values to units that stay, and originals are moved, not computed anew"
             )
-        moved = {part.key: gather(part.tensor.detach(), part.sources(self.flat)) for part in one.parts}
-        changed = {part.key for part in one.parts if any(source is not None for source in part.sources(self.flat))}
+        moving = [part for part in one.parts if any(source is not None for source in part.sources(self.flat))]
+        moved = {part.key: gather(part.tensor.detach(), part.sources(self.flat)) for part in moving}
         moved |= self._newborn_parts(moved, wanted, stays)
         originals = [part for part in one.parts if part.original and self._born(part)]
         if originals:
             moved |= self._newborn_originals(moved, wanted, originals)
         self._check(moved, wanted, carried, stays, [part.key for part in originals])
-        return {key: value for key, value in moved.items() if key in changed}
+        return moved
 
     def _computed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         try:
@@ -246,9 +246,9 @@ class _Mover:
             raise self.refused(f"right_inverse does not give the {len(every)} originals that it has")
         found = {}
         for part, value in zip(every, given, strict=True):
-            old = moved[part.key]
             if part not in originals:
                 continue
+            old = moved[part.key]
             if value.shape != old.shape:
                 raise self.refused(
                     f"right_inverse gives {part.key!r} the shape {list(value.shape)}, and it would be {list(old.shape)}"

@@ -141,6 +141,18 @@ class Fickle(nn.Module):
         return (weight, torch.zeros_like(weight)) if weight.shape == (6, 4) else (weight,)
 
 
+class Counting(nn.Module):
+    """Keeps something of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, original: Tensor) -> Tensor:
+        self.calls += 1
+        return 3 * original
+
+
 class Noisy(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         return original + torch.randn_like(original)
@@ -1029,6 +1041,14 @@ def test_hooks_of_parametrizations_are_not_called_by_an_edit() -> None:
         edit.prune("fc1", units=[0])
     assert len(called) == 2 * once  # the one time that the weight is read
     assert once == 2
+
+
+def test_trials_leave_buffers_alone() -> None:
+    net, _ = made({"fc1": adding(lambda _: Counting())})
+    before = int(net.fc1.parametrizations.weight[0].calls)
+    with net.edit() as edit:
+        edit.prune("fc1", units=[0])
+    assert int(net.fc1.parametrizations.weight[0].calls) == before + 1  # the one time that the weight is read
 
 
 @pytest.mark.parametrize("read", ["snapshot", "keep", "at"])
