@@ -501,6 +501,14 @@ _INITIALISERS = (
         "    if not project:\n",
         ("tests/edit/test_initialisers_gradient.py::test_tiny_projects_out_what_the_consumer_can_do_itself",),
     ),
+    Fault(
+        "norms_of_both_kinds_corrected",
+        "graphnet/edit/initialisers/corrected.py",
+        "newborns are the mean of the others where an RMS norm reads them too",
+        "if by_square and len(by_square) < len(norms):",
+        "if by_square and len(by_square) > len(norms):",
+        ("tests/edit/test_corrected.py::test_refusals",),
+    ),
 )
 
 _SCORES = (
@@ -1216,6 +1224,14 @@ _COMMIT = (
         "Inverse.of(old, new, cell.sources, written=False)",
         ("tests/runtime/test_low_memory.py::test_an_error_at_any_bytecode_leaves_the_old_state_or_the_new_one",),
     ),
+    Fault(
+        "plan_kept_after_its_tensor",
+        "graphnet/runtime/low_memory.py",
+        "a low-memory commit keeps what operators wrote beside what its way back needs",
+        "del slots, staged, values, moved, inner  # and",
+        "held = slots, staged, values, moved, inner  # and",
+        ("tests/runtime/test_memory.py",),
+    ),
 )
 
 _KEPT = (
@@ -1470,7 +1486,50 @@ _COMPILERS = (
     ),
 )
 
+_PARAMETRIZED = (
+    Fault(
+        "originals_computed_anew",
+        "graphnet/runtime/originals.py",
+        "units that stay get originals from right_inverse, and not those that they had",
+        "found[part.key] = chosen(_stays(part.sources(self.flat), range(old.dim()), old), old, value.to(old))",
+        "found[part.key] = value.to(old)",
+        ("tests/runtime/test_parametrized.py",),
+    ),
+    Fault(
+        "moved_originals_not_checked",
+        "graphnet/runtime/originals.py",
+        "what is computed from moved originals may be another weight than the edit describes",
+        "if not apart <= rounding(wanted.dtype):",
+        "if not apart <= 1e9:",
+        ("tests/runtime/test_parametrized.py",),
+    ),
+    Fault(
+        "cached_weight_kept",
+        "graphnet/runtime/originals.py",
+        "inside parametrize.cached() the weight of before an edit is used on",
+        "parametrize._cache.pop(key, None)",
+        "parametrize._cache.get(key, None)",
+        ("tests/runtime/test_parametrized.py",),
+    ),
+    Fault(
+        "newborns_masked",
+        "graphnet/runtime/originals.py",
+        "newborns of a masked layer are masked themselves",
+        "([torch.ones_like(first), torch.zeros_like(first)] if mask else [])",
+        "([torch.zeros_like(first), torch.ones_like(first)] if mask else [])",
+        ("tests/runtime/test_parametrized.py",),
+    ),
+    Fault(
+        "originals_used_twice",
+        "graphnet/runtime/originals.py",
+        "originals that another module uses too are moved for one of them",
+        "if holders[id(part.tensor)] > 1:",
+        "if holders[id(part.tensor)] > 99:",
+        ("tests/runtime/test_parametrized.py",),
+    ),
+)
+
 FAULTS: tuple[Fault, ...] = (
     *_ACTION, *_PLAN, *_STATES, *_COMPENSATION, *_INITIALISERS, *_SCORES, *_OPERATORS, *_IR, *_OPTIMIZERS, *_COMMIT,
-    *_KEPT, *_NETWORK, *_PARALLEL, *_COMPILERS,
+    *_KEPT, *_NETWORK, *_PARALLEL, *_PARAMETRIZED, *_COMPILERS,
 )  # fmt: skip
