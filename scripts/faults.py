@@ -1512,11 +1512,11 @@ _PARAMETRIZED = (
         ("tests/runtime/test_parametrized.py",),
     ),
     Fault(
-        "newborns_masked",
+        "parts_of_newborns_not_tried",
         "graphnet/runtime/originals.py",
-        "newborns of a masked layer are masked themselves",
-        "([torch.ones_like(first), torch.zeros_like(first)] if mask else [])",
-        "([torch.zeros_like(first), torch.ones_like(first)] if mask else [])",
+        "what newborns have in buffers is not tried on values: a masked layer's may be masked themselves",
+        "far(found, trial, _born(stays, trial)) <= rounding(trial.dtype, 4)",
+        "far(found, trial, _born(stays, trial)) <= 1e9",
         ("tests/runtime/test_parametrized.py",),
     ),
     Fault(

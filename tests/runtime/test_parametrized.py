@@ -1170,3 +1170,19 @@ def test_copies_and_files(tmp_path: Path) -> None:
         net.save(tmp_path / "run.gn")
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(plain(net)(X), net(X))
+
+
+@pytest.mark.parametrize("incoming", [True, False])
+def test_newborns_of_a_layer_that_is_masked_altogether_are_not(incoming: bool) -> None:
+    """A mask of zeros says nothing of newborns but that they, too, would do nothing: the next best is a mask of ones."""
+    net = gn.Network(gn.mlp([4, 6, 5, 3]), seed=0)
+    layer = net.get_submodule("fc1" if incoming else "fc2")
+    register_parametrization(layer, "weight", Masked(torch.zeros_like(layer.weight)))  # type: ignore[arg-type]
+    with net.edit() as edit:
+        edit.grow("fc1", 2, init="kaiming")
+    (mask,) = (value for name, value in net.named_buffers() if name.endswith("mask"))
+    born = mask[6:] if incoming else mask[:, 6:]
+    assert bool((born == 1).all())
+    assert float(mask.sum()) == born.numel()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    assert bool((weight[6:] if incoming else weight[:, 6:]).abs().sum() > 0)
