@@ -1174,7 +1174,7 @@ def test_copies_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("incoming", [True, False])
 def test_newborns_of_a_layer_that_is_masked_altogether_are_not(incoming: bool) -> None:
-    """A mask of zeros says nothing of newborns but that they, too, would do nothing: the next best is a mask of ones."""
+    """A mask of zeros says that newborns, too, would do nothing: the next best is a mask of ones."""
     net = gn.Network(gn.mlp([4, 6, 5, 3]), seed=0)
     layer = net.get_submodule("fc1" if incoming else "fc2")
     register_parametrization(layer, "weight", Masked(torch.zeros_like(layer.weight)))  # type: ignore[arg-type]
