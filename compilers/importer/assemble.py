@@ -104,6 +104,7 @@ class _Assembly:
     held: dict[str, Held] = field(default_factory=dict)
     behind: dict[str, Held] = field(default_factory=dict)  # the tensor of which a value is a part or another view
     _homes: set[str] = field(default_factory=set)
+    _above: set[str] | None = None  # paths above tensors
     homes_of: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> tuple[list[Op], tuple[Any, ...]]:
@@ -234,7 +235,10 @@ class _Assembly:
         return self._homes
 
     def _has_tensors(self, path: str) -> bool:
-        return any(name.startswith(f"{path}.") for held in self.table.held for name in held.names)
+        if self._above is None:
+            parts = [name.split(".") for held in self.table.held for name in held.names]
+            self._above = {".".join(part[:depth]) for part in parts for depth in range(1, len(part))}
+        return path in self._above
 
     # -- what is a layer ----------------------------------------------------------------------------------------------
 
@@ -410,18 +414,17 @@ class _Assembly:
 
     def _store_rest(self) -> None:
         """Tensors that nothing reads, and further names of those that layers hold."""
+        stored = {op.path for op in self.stored}
+        layered = {f"{op.path}.weight" for op in self.ops if op.op in ("linear", "embedding")}
         for held in self.table.held:
             if held.owner is None:
                 path = held.names[0]
                 held.owner = path
                 self.stored.append(self._stored_op(path, held, read=False))
                 rest = held.names[1:]
-            elif any(isinstance(op, Stored) and op.path == held.owner for op in self.stored):
+            elif held.owner in stored:
                 rest = []
             else:
-                layered = {
-                    f"{op.path}.{leaf}" for op in self.ops for leaf in ("weight",) if op.op in ("linear", "embedding")
-                }
                 rest = [name for name in held.names if name != held.owner and name not in layered]
             for alias in rest:
                 self.late.append(self._stored_op(alias, held, read=False, tied=held.owner))
