@@ -491,7 +491,7 @@ MAIN_HEAD = """## Every group edited
 Each free group is pruned by half (where it may become so small), and by itself grown by a quarter, in float64: pruned
 equals the model with those units masked, to 1e-9 of its output (where no norm, softmax or mean is taken along them);
 grown equals the model where the edit claims so; gradients and a step of Adam are finite; and the pruned network equals
-itself after it went out through `to_torch` and `torch.export`, was saved, and was loaded in a process that has no graphnet.
+itself after it went out through `to_torch` and `torch.export`, was saved, and was loaded in a process without graphnet.
 """
 
 FURTHER_HEAD = """## A group of each kind edited
