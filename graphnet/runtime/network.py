@@ -44,6 +44,7 @@ from graphnet.runtime.parallel import Agreement, Distributed
 from graphnet.runtime.parametrized import Parametrized, list_of, read
 from graphnet.runtime.recompiling import allow_recompiling
 from graphnet.runtime.resize import check_settable, refuse
+from graphnet.runtime.resting import awake, lay_to_rest
 from graphnet.runtime.rollback import roll_back
 from graphnet.runtime.structure import Structure
 from graphnet.runtime.swaps import bytes_of, swaps_of
@@ -116,6 +117,9 @@ class Network(nn.Module):
         self._editing: weakref.ref[_Open] | None = None
         first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=_flops(graph))
         self._current = _Current(graph, lower(graph, self), History((first,)))
+        whole = awake(graph)
+        if whole is not None:
+            self._current = replace(self._current, reserve=lay_to_rest(self, Network(whole, seed, init=init)))
 
     # -- reading ----------------------------------------------------------------------------------------------
 

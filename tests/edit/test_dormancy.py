@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -249,3 +250,24 @@ def test_refusals() -> None:
         with pytest.raises(gn.EditError), net.edit() as edit:
             edit.recruit("fc1", **wrong)
     assert net.version == 1
+
+
+def test_a_network_of_a_graph_with_dormant_units_is_drawn_with_all_of_them() -> None:
+    """As if it had been made whole and they had been retired: so they can be recruited."""
+    whole = gn.Network(gn.mlp([4, 6, 5, 3], norm="batch"), seed=3)
+    with whole.edit() as edit:
+        edit.retire("fc1", units=[2, 4])
+        edit.retire("fc2", units=[0])
+    net = gn.Network(whole.graph, seed=3)
+    for each in (whole, net):
+        with each.edit() as edit:
+            edit.recruit("fc2", units=[0])
+            edit.recruit("fc1", units=[4])
+    state = net.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+    again = copy.deepcopy(net)
+    for each in (net, again):
+        with each.edit() as edit:
+            edit.recruit("fc1", units=[2])
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
+    assert gn.Network(whole.graph, seed=3, init="kaiming").graph is whole.graph
