@@ -49,6 +49,8 @@ class Live(TorchDispatchMode):
         return found
 
     def note(self, tensor: Tensor) -> None:
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return
         storage = tensor.untyped_storage()
         if storage._cdata in self.seen or not storage.nbytes():
             return
