@@ -11,7 +11,8 @@ in the same rounds:
 - all due: the same rules due at every step, each with its match and its guard false or its pattern nowhere.
 
 On a machine that does other work as well, medians hold that work; the minimum is what the calls themselves take.
-`python benchmarks/bench_policy.py [--check]`; with --check the status is 1 where a minimum passes 1% of a step of the study's network.
+`python benchmarks/bench_policy.py [--check]`; with --check the status is 1 where a minimum passes 1% of a step of the
+study's network.
 """
 
 from __future__ import annotations
