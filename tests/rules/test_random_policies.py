@@ -120,9 +120,11 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
 
 def measure(net: gn.Network, optimizer: torch.optim.Optimizer, x: Any) -> dict[str, float]:
     """What is really there, after a training step."""
-    wave_loss(net(*x)).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    loss = wave_loss(net(*x))
+    if loss.requires_grad:  # a rule may have removed the last layer that has weights
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     state = [t for entry in optimizer.state.values() for key, t in entry.items() if key != "step" and t is not None]
     found = {
         "params": sum(p.numel() for p in net.parameters()),
