@@ -106,6 +106,8 @@ def unexplained(hidden: Tensor, target: Tensor, op: Op) -> Tensor:
             gram = found.T @ found if gram is None else gram + found.T @ found
             mixed = found.T @ part if mixed is None else mixed + found.T @ part
         assert gram is not None
+        if not bool(torch.isfinite(gram).all()):
+            raise EditError(f"the squares of what {op.name!r} reads are not finite: check data and weights")
         weights = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ mixed
         parts = [
             _rows(left[rows], op) - found @ weights for rows, found in features(hidden, op, ones=ones)

@@ -91,3 +91,10 @@ def test_probes_refuse_features_that_are_not_finite(value: float) -> None:
     x, y = torch.full((8, 4), value), torch.zeros(8, dtype=torch.long)
     with pytest.raises(gn.GraphnetError, match="not finite"):
         growth_bottleneck(network(), "fc1", (x, y), F.cross_entropy)
+
+
+def test_a_probe_refuses_features_whose_squares_are_not_finite() -> None:
+    net = network().double()
+    x, y = torch.full((8, 4), 1e160, dtype=torch.float64), torch.ones(8, 3, dtype=torch.float64)
+    with pytest.raises(gn.GraphnetError, match="the squares of what 'fc2' reads are not finite"):
+        growth_bottleneck(net, "fc1", (x, y), lambda output, target: (output * 1e-170 * target).sum())
