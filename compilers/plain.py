@@ -16,7 +16,8 @@ from graphnet.compilers.sizes import SizeWriter
 from graphnet.errors import GraphError
 from graphnet.ir.graph import Graph
 from graphnet.ir.layout import Layout
-from graphnet.ir.ops.base import Emitter
+from graphnet.ir.ops.aten.call import STRAY, said
+from graphnet.ir.ops.base import Emitter, Op
 from graphnet.ir.ops.io import Input, Output
 
 __all__ = ["attach_module", "build_modules", "carries_sizes", "lower", "rebind", "refresh_modules", "same_code", "tie"]
@@ -135,6 +136,15 @@ def same_code(before: Graph, after: Graph) -> bool:
     return True
 
 
+def _emitted(op: Op, emitter: Emitter, args: Sequence[fx.Node]) -> fx.Node | tuple[fx.Node, ...]:
+    try:
+        return op.emit(emitter, *args)
+    except STRAY as error:
+        if not op.traced:
+            raise
+        raise GraphError(f"op {op.name!r}: its arguments are those of no program ({said(error)})") from error
+
+
 def lower(
     graph: Graph,
     root: nn.Module,
@@ -186,12 +196,10 @@ def lower(
             code.output(result)
         else:
             dims = [graph.dims(producer, port) for producer, port in node.inputs]
-            out = node.op.emit(
-                Emitter(
-                    code, node.op.path, graph.op_sizes(name), dims, node.outputs, length, writer.extent, writer.device
-                ),
-                *args,
+            emitter = Emitter(
+                code, node.op.path, graph.op_sizes(name), dims, node.outputs, length, writer.extent, writer.device
             )  # fmt: skip
+            out = _emitted(node.op, emitter, args)
             values.update({(name, port): one for port, one in enumerate(out if isinstance(out, tuple) else (out,))})
         if gates and name in gates:
             raw[name] = values[name, 0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from graphnet.errors import GraphError
 from graphnet.ir.expressions import value_of
 from graphnet.ir.graph import Graph
 from graphnet.ir.layout import Factor, Layout
@@ -64,7 +65,10 @@ class SizeWriter:
             name, dim = self._places[key]
             self._read[key] = self._code.call_method("size", (self._inputs[name], dim))
             return self._read[key]
-        return self.extent(key.strip("<>"))
+        expression = key.strip("<>")
+        if expression.isidentifier():
+            raise GraphError(f"no input has the dimension {expression!r}, which a size of the program speaks of")
+        return self.extent(expression)
 
     def _code_call(self, function: Any, *values: Any) -> fx.Node:
         return self._code.call_function(function, values)

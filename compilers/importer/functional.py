@@ -255,7 +255,7 @@ class _Pass:
         return Ref(made.name)
 
     def _order(self, step: Step, rank: int) -> list[int]:
-        op = PermuteCall(name="order", target=step.target, args=tuple(
+        op = PermuteCall(name="order", inputs=("x",), target=step.target, args=tuple(
             {"in": 0} if isinstance(arg, Ref) else arg for arg in step.args), ranks=(rank,))  # fmt: skip
         return op.order(rank)
 

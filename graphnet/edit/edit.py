@@ -587,8 +587,13 @@ class Edit:
         )  # fmt: skip
 
     @contextmanager
-    def nested(self) -> Iterator[Edit]:
+    def nested(self, *, validate: bool = True) -> Iterator[Edit]:
         """Try operators inside this edit: where the block raises, the plan is as it was before the block.
+
+        Parameters
+        ----------
+        validate : bool
+            Whether the graph is checked at the end of the block, and not only when the edit is committed.
 
         Raises
         ------
@@ -614,7 +619,8 @@ class Edit:
         try:
             yield self
             self._check_usable()
-            self._plan.validate()
+            if validate:
+                self._plan.validate()
         except BaseException:
             self._plan.restore(saved)
             self._failed = None

@@ -182,6 +182,7 @@ class Plan:
     _slot_marks: dict[str, dict[SlotKey, _Mark]] = field(default_factory=dict)
     _unvalidated: bool = False
     keeps: bool = False  # whether values that are asked for are kept for the commit
+    tried: tuple[Graph, tuple[Op, ...], Graph] | None = None  # the graph with loose ops that was built last
 
     def __post_init__(self) -> None:
         self.base = self._recorded = self.graph

@@ -77,6 +77,7 @@ class Graph:
         name: str = "network",
         groups: Mapping[str, UnitGroup] | None = None,
         version: int = 0,
+        twice: bool = True,
     ) -> Graph:
         """Build and validate a graph.
 
@@ -88,6 +89,9 @@ class Graph:
             What the network returns; needed unless ``ops`` holds an ``output`` op.
         groups : mapping, optional
             Unit ids (live, dormant, next) of an edited graph, by group name.
+        twice : bool
+            Run the rules of all ops a second time, which must change nothing. False is for a graph that is looked at
+            and dropped.
 
         Raises
         ------
@@ -98,7 +102,7 @@ class Graph:
         if outputs is not None:
             listed.append(Output(name=OUTPUT, inputs=tuple(outputs)))
         ordered, edges = _order(listed)
-        found = infer(ordered, edges)
+        found = infer(ordered, edges, twice=twice)
         return cls._finish(name, found, groups, version)
 
     @classmethod

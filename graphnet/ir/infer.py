@@ -289,6 +289,9 @@ def infer(
             several = bool(out) and isinstance(out[0], tuple)
             shapes[op.name] = out if several else (out,)  # type: ignore[assignment]
             _tie(ctx, op)
+            for use in ctx.records[op.name]["uses"]:
+                if use.operand >= len(reads) or len(use.roles) != len(reads[use.operand]):
+                    raise ctx.error(f"it reads operand {use.operand} with {len(use.roles)} dimensions")
         if second and unifier.changes != before:
             raise GraphError(
                 "layout inference is not stable: running every rule again changed a layout; an op's rule is wrong"

@@ -1,7 +1,7 @@
 """Performing a rule's steps on its matches: names, conflicts between matches, and what became of each.
 
-A step is done on every match before the next step begins. A match that is refused is left out and the rest begins
-again without it, so that either all steps of a match are done or none.
+A step is done on every match before the next step begins. A match that is refused is left out, so that either all of
+its steps are done or none: in its first step what it did is taken back, later the rest begins again without it.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ class Performed:
     stages: list[tuple[Graph, tuple[str, ...]]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
 
+    def copy(self) -> Performed:
+        """As it is now."""
+        return Performed(self.edit, dict(self.touched), list(self.stages), list(self.changes))
+
 
 class _ConflictError(EditError):
     """Two places touch one node."""
@@ -138,13 +142,12 @@ def perform_steps(
         except RefusedError as refused:
             if data is not None:
                 raise
-            if isinstance(refused.error, UnpredictableError):
-                raise refused.error from None
-            status: Status = "no match" if isinstance(refused.error, GraphError) else "rejected"
-            for place in refused.places:
-                place.end(status, str(refused.error), refused.error)
+            _end(refused)
             alive = [place for place in alive if place.status == "applied"]
             continue
+        alive = [place for place in alive if place.status == "applied"]
+        if not alive:
+            return None
         for place in alive:
             if not place.changes:
                 place.end("no match", f"nothing to do: {'; '.join(dict.fromkeys(place.idle)) or 'no step names it'}")
@@ -154,37 +157,80 @@ def perform_steps(
     return None
 
 
+def _end(refused: RefusedError) -> None:
+    """What becomes of places that a sketch refuses.
+
+    Raises
+    ------
+    UnpredictableError
+        Their error, where it only says that a sketch cannot tell.
+    """
+    if isinstance(refused.error, UnpredictableError):
+        raise refused.error from None
+    status: Status = "no match" if isinstance(refused.error, GraphError) else "rejected"
+    for place in refused.places:
+        place.end(status, str(refused.error), refused.error)
+
+
 def _attempt(
     runners: Sequence[Runner], places: Sequence[Place], edit: Edit, moment: Moment, limits: Limits, data: Data | None
 ) -> Performed:
     found = Performed(edit)
     first = edit.graph
-    rewritten: tuple[str, ...] = ()
-    for runner in runners:
-        for at, place in enumerate(places):
+    alive = list(places)
+    for number, runner in enumerate(runners):
+        for at, place in enumerate(alive):
             refers = runner.refers(place.names)
             if at > 0 and not refers:
                 continue  # it names no node of the match, and has been done once for all of them
-            concerned = [place] if refers else list(places)
             stage = Stage(edit, place.names, moment, data)
-            before = edit.graph
+            if data is not None or number > 0 or not refers:
+                _run(runner, stage, found, place, alive, limits, refers)
+                continue
+            kept = found.copy()
             try:
-                for done in runner.run(stage):
-                    if isinstance(done, str):
-                        place.idle.append(done)
-                        continue
-                    _claim(found, done, before, edit.graph, place if refers else None, places, limits)
-                    place.changes.extend(done.changes)
-                    found.changes.extend(done.changes)
-                    rewritten = (*rewritten, *done.rewritten)
-                    found.stages.append((edit.graph, rewritten))
-                    before = edit.graph
-            except _ConflictError as error:
-                raise RefusedError([error.loser], error) from error
-            except GraphnetError as error:
-                raise RefusedError(concerned, error) from error
-    _check_sizes(found, first, places, limits)
+                with edit.nested(validate=False):
+                    _run(runner, stage, found, place, alive, limits, refers)
+            except RefusedError as refused:
+                if any(one is not place for one in refused.places):
+                    raise
+                found = kept
+                _end(refused)
+        alive = [place for place in alive if place.status == "applied"]
+        if not alive:
+            break
+    _check_sizes(found, first, alive, limits)
     return found
+
+
+def _run(
+    runner: Runner, stage: Stage, found: Performed, place: Place, places: Sequence[Place], limits: Limits, refers: bool
+) -> None:
+    """Perform one step in one place, or for all where it names no node of theirs.
+
+    Raises
+    ------
+    RefusedError
+        The place that cannot go on.
+    """
+    edit = stage.edit
+    before = edit.graph
+    rewritten = found.stages[-1][1] if found.stages else ()
+    try:
+        for done in runner.run(stage):
+            if isinstance(done, str):
+                place.idle.append(done)
+                continue
+            _claim(found, done, before, edit.graph, place if refers else None, places, limits)
+            place.changes.extend(done.changes)
+            found.changes.extend(done.changes)
+            rewritten = (*rewritten, *done.rewritten)
+            found.stages.append((edit.graph, rewritten))
+            before = edit.graph
+    except _ConflictError as error:
+        raise RefusedError([error.loser], error) from error
+    except GraphnetError as error:
+        raise RefusedError([place] if refers else places, error) from error
 
 
 def _claim(

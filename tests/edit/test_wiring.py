@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import graphnet as gn
 from graphnet.edit.edit import Edit
 from graphnet.ir.graph import Graph
+from graphnet.ir.ops import OPS, Op
+from graphnet.ir.ops.io import Input
 from graphnet.runtime.replay import replay, replay_graph
+from graphnet.testing.data import sample
+from graphnet.testing.graphs import graphs, op
 
 Do = Callable[[Edit], Any]
 
@@ -241,6 +247,9 @@ REFUSED: dict[str, tuple[Do, str]] = {
     "unknown option": (lambda e: e.replace("fc2", by="low-rank", rank=2, ranks=3), "does not take ranks"),
     "attribute": (lambda e: e.insert("linear", "a", inputs="act1", before="fc2", outt=3), "outt"),
     "beside": (lambda e: e.insert("linear", "a", inputs="act1", before="fc2", out=8, beside="no"), "beside='no'"),
+    "like nothing": (lambda e: e.insert("linear", "a", inputs="act1", before="fc2", like="no"), "no op 'no'"),
+    "like no port": (lambda e: e.insert("linear", "a", inputs="act1", before="fc2", like="act1:1"), "no '1'"),
+    "like no number": (lambda e: e.insert("linear", "a", inputs="act1", before="fc2", like="act1:x"), "no 'x'"),
     "untie": (lambda e: e.untie("head"), "shares no weight"),
     "tie": (lambda e: e.tie("head", "fc1"), "its weight is"),
     "deepen an output": (lambda e: e.deepen("output"), "middle of the network"),
@@ -263,6 +272,48 @@ def test_refusals_change_nothing(case: str) -> None:
     assert torch.equal(before, output(net, x))
     assert held == [id(p) for group in optimizer.param_groups for p in group["params"]]
     train(net, optimizer, x)
+
+
+def test_a_layer_after_a_tensor_without_features_is_refused() -> None:
+    layers: list[Op] = [
+        Input(name="x", shape=(4,)), op("linear", "fc", "x", out=3), op("mean", "mean", "fc", dim=1),
+        op("tanh", "act", "mean"), op("relu", "last", "act"),
+    ]  # fmt: skip
+    net, _, x = build(Graph.from_ops(layers, ["last"], name="scalar"), 4)
+    before = output(net, x)
+    for kind in ("linear", "conv1d", "conv2d"):
+        with pytest.raises(gn.EditError, match="none of them of features"), net.edit() as edit:
+            edit.insert(kind, "new", inputs="act", before="last")
+    assert torch.equal(before, output(net, x))
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(graphs(), st.data())
+def test_any_op_anywhere_runs_or_is_refused(graph: Graph, data: st.DataObject) -> None:
+    net = gn.Network(graph, seed=0).double()
+    x = sample(graph, dtype=torch.float64)
+    sources = [
+        key if node.op.ports == 1 else f"{key}:{port}"
+        for key, node in graph.nodes.items() for port in range(node.op.ports)
+    ]  # fmt: skip
+    for at in range(4):
+        kind = data.draw(st.sampled_from(sorted(OPS)))
+        read = data.draw(st.lists(st.sampled_from(sources), min_size=1, max_size=2))
+        readers = [key for key, node in graph.nodes.items() if read[0] in node.op.inputs]
+        options: dict[str, Any] = {"init": data.draw(st.sampled_from(["default", "zeros", "identity", "kaiming"]))}
+        if data.draw(st.booleans()):
+            options["like"] = data.draw(st.sampled_from(sources))
+        if readers:
+            options["before"] = data.draw(st.sampled_from(readers))
+        before = net.graph
+        try:
+            with net.edit() as edit:
+                edit.insert(kind, f"new{at}", inputs=read, **options)
+        except gn.GraphnetError:
+            assert net.graph is before
+        else:
+            net(*x)
+            break
 
 
 def test_remove_undoes_an_insertion_bit_for_bit() -> None:

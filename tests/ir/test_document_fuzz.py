@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import graphnet as gn
 from graphnet.errors import GraphError, GraphnetError, SchemaError
 from graphnet.ir.builders import convnet, mlp, resnet, transformer
 from graphnet.ir.document import load
@@ -123,6 +127,74 @@ def test_a_mutated_document_is_refused_or_gives_a_valid_graph(part: int) -> None
                     _mutate(mutated, rng)
             valid += _check(mutated)
     assert valid > 4  # some mutations do no harm: else the fuzzer tests the schema only
+
+
+class Attention(nn.Module):
+    """Embeddings, fused attention under a mask, a convolution and slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm, self.qkv, self.out = (
+            nn.Embedding(7, 6),
+            nn.LayerNorm(6),
+            nn.Linear(6, 18),
+            nn.Linear(6, 6),
+        )
+        self.positions, self.conv, self.act = (
+            nn.Parameter(torch.randn(1, 5, 6)),
+            nn.Conv1d(6, 4, 3, padding=1),
+            nn.PReLU(),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.tokens(x) + self.positions[:, : x.shape[1]]
+        b, t, _ = h.shape
+        q, k, v = self.qkv(self.norm(h)).reshape(b, t, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2)).masked_fill(torch.tril(torch.ones(t, t)) == 0, float("-inf")).softmax(-1)
+        h = h + self.out((weights @ v).transpose(1, 2).reshape(b, t, -1))
+        first = torch.cat([h, h * 2], -1).chunk(2, -1)[0]
+        pooled = self.act(self.conv(first.transpose(1, 2))).mean(-1)
+        return pooled.unsqueeze(1).expand(-1, 2, -1), F.pad(h, (0, 0, 1, 1)).roll(1, 1)
+
+
+class Image(nn.Module):
+    """Convolutions both ways, group norm, GLU, a rearrangement of pixels and an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.up = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.ConvTranspose2d(8, 4, 2, 2),
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.gelu(self.norm(self.conv(x)))
+        h = self.up(F.glu(torch.cat([h, h.flip(-1)], 1), 1))
+        h = F.adaptive_avg_pool2d(F.pixel_unshuffle(h, 2)[:, :4], 2)
+        found = torch.einsum("bi,oi->bo", h.flatten(1), self.head.weight) + self.head.bias
+        return found, torch.where(h > 0, h, h * 0.1).amax(1)
+
+
+def test_a_mutated_document_of_an_import_is_refused_or_gives_a_valid_graph() -> None:
+    rng = random.Random(0)
+    valid = made = 0
+    for model, x in ((Attention(), torch.randint(0, 7, (2, 5))), (Image(), torch.randn(2, 3, 8, 8))):
+        document = gn.from_torch(model, (x,)).graph.to_document()
+        for _ in range(250):
+            mutated = copy.deepcopy(document)
+            for _ in range(rng.choice([1, 1, 1, 2])):
+                _mutate(mutated, rng)
+            if not _check(mutated):
+                continue
+            valid += 1
+            try:
+                gn.Network(load(mutated))  # arguments that a rule does not read may be of no program all the same
+                made += 1
+            except GraphError:
+                pass
+    assert valid >= made > 40
 
 
 def test_garbled_text_is_refused_or_gives_a_valid_graph(tmp_path: Path) -> None:

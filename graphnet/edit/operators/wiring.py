@@ -167,22 +167,38 @@ def build_op(
     what = f"insert {name!r}"
     seen = _provisional(plan, [])
     if "out" in cls.model_fields and "out" not in attributes:
-        model = like if like is not None else inputs[0] if inputs else ""
-        producer, _, port = model.partition(":")
-        if producer not in seen.nodes:
-            raise EditError(f"{what}: there is no op {model!r} to take its width from; give out=")
-        dims = seen.nodes[producer].outputs[int(port or 0)]
-        attributes["out"] = dims[1 if issubclass(cls, Conv1d | Conv2d) else -1].size(seen.sizes)
+        attributes["out"] = _width(seen, what, like if like is not None else inputs[0] if inputs else "", cls)
     if issubclass(cls, Conv1d | Conv2d):
-        kernel = attributes.setdefault("kernel", 3)
-        if "padding" not in attributes and isinstance(kernel, int) and kernel % 2:
-            attributes["padding"] = attributes.get("dilation", 1) * (kernel - 1) // 2
+        kernel, dilation = attributes.setdefault("kernel", 3), attributes.get("dilation", 1)
+        if "padding" not in attributes and isinstance(kernel, int) and kernel % 2 and isinstance(dilation, int):
+            attributes["padding"] = dilation * (kernel - 1) // 2
     try:
         return TypeAdapter(cls).validate_python({"op": kind, "name": name, "inputs": tuple(inputs), **attributes})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "attributes"
         raise EditError(f"{what}: {kind} {where}: {first['msg']}") from error
+
+
+def _width(seen: Graph, what: str, model: str, cls: type[Op]) -> int:
+    """Size of the dimension that a new op of a class would write, in what another op, or one of its ports, gives.
+
+    Raises
+    ------
+    EditError
+        There is no such output, or it has no such dimension.
+    """
+    producer, _, port = model.partition(":")
+    if producer not in seen.nodes:
+        raise EditError(f"{what}: there is no op {model!r} to take its width from; give out=")
+    outputs = seen.nodes[producer].outputs
+    at = 0 if not port else int(port) if port.isdecimal() else -1
+    if not 0 <= at < len(outputs):
+        raise EditError(f"{what}: {producer!r} has {len(outputs)} output(s), and no {port!r} to take a width from")
+    dims, place = outputs[at], 1 if issubclass(cls, Conv1d | Conv2d) else -1
+    if len(dims) < 2:
+        raise EditError(f"{what}: {model!r} has {len(dims)} dimension(s), none of them of features; give out=")
+    return dims[place].size(seen.sizes)
 
 
 def fresh_tensors(plan: Plan, op: Op, init: str, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -203,7 +219,7 @@ def fresh_tensors(plan: Plan, op: Op, init: str, batch: Batch | None = None) -> 
     values: dict[str, Tensor] = {}
     stored = {} if module is None else {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for spec in specs:
-        value = stored[spec.name[len(op.name) + 1 :]].detach()
+        value = stored[spec.name[len(op.path) + 1 :]].detach()
         values[spec.name] = value.to(like) if value.is_floating_point() and like is not None else value
     if init == "zeros":
         for spec in specs:
@@ -336,17 +352,23 @@ def _provisional(plan: Plan, extra: Sequence[Op]) -> Graph:
     added = [*(one.op for one in plan.loose.values()), *extra]
     if not added:
         return plan.graph
+    if plan.tried is not None:
+        graph, ops, found = plan.tried
+        if graph is plan.graph and list(map(id, ops)) == list(map(id, added)):
+            return found
     read = {ref.partition(":")[0] for op in added for ref in op.inputs}
     unknown = sorted(read - set(plan.graph.nodes) - {op.name for op in added})
     if unknown:
         raise EditError(f"insert {added[-1].name!r}: there is no op {unknown[0]!r} to read")
-    ops = [op for op in plan.graph.ops.values() if not isinstance(op, Output)]
+    kept = [op for op in plan.graph.ops.values() if not isinstance(op, Output)]
     outputs = [ref for op in plan.graph.ops.values() if isinstance(op, Output) for ref in op.inputs]
     leaves = [op.name for op in added if op.name not in read]
     try:
-        return Graph.from_ops([*ops, *added], [*outputs, *leaves], name=plan.graph.name)
+        found = Graph.from_ops([*kept, *added], [*outputs, *leaves], name=plan.graph.name, twice=False)
     except GraphError as error:
         raise EditError(f"insert {added[-1].name!r}: {error}") from error
+    plan.tried = plan.graph, tuple(added), found
+    return found
 
 
 def _edge(edge: str | Sequence[str]) -> tuple[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import fx, nn
 
 from graphnet.ir.layout import Layout, const
@@ -23,7 +24,7 @@ class Stored(Op):
     """
 
     op: Literal["parameter"] = "parameter"
-    shape: tuple[int | str, ...] = ()
+    shape: tuple[int | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], ...] = ()
     dtype: str = "float32"
     buffer: bool = False
     persistent: bool = True
@@ -31,6 +32,13 @@ class Stored(Op):
     tied: str | None = None
     read: bool = True
     pinned: str | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _a_type(cls, dtype: str) -> str:
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"torch has no type {dtype!r}")
+        return dtype
 
     arity: ClassVar[tuple[int, int | None]] = (0, 0)
     traced: ClassVar[bool] = True

@@ -9,21 +9,25 @@ Arguments hold numbers, text, lists and, as an object with one key: ``{"in": 0}`
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from torch import fx, nn
 
 from graphnet.ir.layout import Layout, const
 from graphnet.ir.ops.base import Context, Dims, Emitter, Op, SizeValue
 
-__all__ = ["FAMILIES", "Call", "family_of", "schema_of", "target_of"]
+__all__ = ["FAMILIES", "STRAY", "Call", "family_of", "said", "schema_of", "target_of"]
 
 FAMILIES: dict[str, type[Call]] = {}
 """The family of each ATen function, by its name without the overload (``aten.linear``)."""
+
+
+STRAY = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
+"""What a rule raises for arguments that no program has: it reads them as torch gives them."""
 
 
 @cache
@@ -133,14 +137,27 @@ class Call(Op):
         """The layout rule."""
         raise NotImplementedError
 
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        target_of(self.target)
+        unknown = [at for at in _operands([*self.args, *self.kwargs.values()]) if not 0 <= at < len(self.inputs)]
+        if unknown:
+            raise ValueError(f"an argument is operand {unknown[0]} of {len(self.inputs)}")
+        return self
+
     def infer(self, ctx: Context, *inputs: Dims) -> Dims | tuple[Dims, ...]:
-        found = self.rule(ctx, *inputs)
+        try:
+            found = self.rule(ctx, *inputs)
+        except STRAY as error:
+            raise ctx.error(f"{self.target} takes no such operands or arguments ({said(error)})") from error
         several: tuple[Dims, ...] = found if found and isinstance(found[0], tuple) else (found,)  # type: ignore[assignment]
         if tuple(map(len, several)) != self.ranks:
             raise ctx.error(
                 f"{self.target} gives outputs of {list(map(len, several))} dimensions, not {list(self.ranks)}"
             )
         flat = [dim for dims in several for dim in dims]
+        if len(flat) != len(self.shape):
+            raise ctx.error(f"{self.target} gives {len(flat)} dimensions, and the program has {len(self.shape)}")
         for dim, entry in zip(flat, self.shape, strict=True):
             if isinstance(entry, int) and ctx.number(dim) != entry:
                 raise ctx.error(f"{self.target} gives a dimension of {ctx.number(dim)} where the program has {entry}")
@@ -210,6 +227,24 @@ class Call(Op):
 def training(emit: Emitter) -> fx.Node:
     """Whether the op's module is in training mode, in the emitted code."""
     return emit.call(getattr, emit.graph.get_attr(emit.name), "training")
+
+
+def said(error: Exception) -> str:
+    """Kind and words of an error."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _operands(value: Any) -> Iterator[int]:
+    """Which operands an argument refers to; what is no number counts as none of them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _operands(item)
+    elif isinstance(value, dict):
+        for kind, held in value.items():
+            if kind == "mode":
+                yield from _operands(held)
+            elif kind == "in":
+                yield held if isinstance(held, int) and not isinstance(held, bool) else -1
 
 
 def _has_mode(value: Any) -> bool:
