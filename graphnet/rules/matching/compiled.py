@@ -162,8 +162,8 @@ class Link:
     def holds(self, index: Index, source: int, target: int) -> bool:
         """Whether two nodes of a graph are linked so."""
         if self.data:
-            ports = index.ports.get((source, target))
-            if ports is None or not distinct(self.data, ports):
+            ports = index.ports(source, target)
+            if not ports or not distinct(self.data, ports):
                 return False
         if self.member:
             found = index.membership.get((source, target))

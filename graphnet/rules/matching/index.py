@@ -48,8 +48,6 @@ class Index:
     by_type : dict of str to list of int
     successors, predecessors : list of list of int
         Data edges, each once; empty for groups.
-    ports : dict of (int, int) to tuple of (int, int)
-        For each data edge every (output of the source, operand of the target).
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -65,20 +63,19 @@ class Index:
         self.by_type: dict[str, list[int]] = {}
         for number, kind in enumerate(self.types):
             self.by_type.setdefault(kind, []).append(number)
+        self.inputs = [node.inputs for node in self.nodes.values()]
         self.successors: list[list[int]] = [[] for _ in self.names]
-        self.predecessors: list[list[int]] = [[] for _ in self.names]
-        self.ports: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
-        place, ports = self.place, self.ports
-        for target, node in enumerate(self.nodes.values()):
-            for operand, (producer, port) in enumerate(node.inputs):
-                source = place[producer]
-                known = ports.get((source, target))
-                if known is None:
-                    ports[source, target] = ((port, operand),)
-                    self.successors[source].append(target)
-                    self.predecessors[target].append(source)
-                else:
-                    ports[source, target] = (*known, (port, operand))
+        self.predecessors: list[list[int]] = []
+        place, successors = self.place, self.successors
+        for target, inputs in enumerate(self.inputs):
+            if len(inputs) == 1:
+                sources = [place[inputs[0][0]]]
+            else:
+                sources = list(dict.fromkeys([place[producer] for producer, _ in inputs]))
+            self.predecessors.append(sources)
+            for source in sources:
+                successors[source].append(target)
+        self.predecessors += [[] for _ in self.groups]
         self._forward: dict[tuple[PathKey, int], tuple[int, ...]] = {}
         self._backward: dict[tuple[PathKey, int], tuple[int, ...]] = {}
         self._passes: dict[tuple[str, ...] | None, Sequence[bool]] = {}
@@ -86,6 +83,17 @@ class Index:
     def key(self, number: int) -> str:
         """The node's key in ``graph.nx``."""
         return self.names[number] if number < self.count else units_node(self.names[number])
+
+    def linked(self, source: int, target: int) -> bool:
+        """Whether there is a data edge."""
+        return source in self.predecessors[target]
+
+    def ports(self, source: int, target: int) -> tuple[tuple[int, int], ...]:
+        """Every (output of the source, operand of the target) of a data edge; none where there is no edge."""
+        if not self.linked(source, target):
+            return ()
+        name = self.names[source]
+        return tuple((port, at) for at, (producer, port) in enumerate(self.inputs[target]) if producer == name)
 
     # -- membership -------------------------------------------------------------------------------------------
 
@@ -200,7 +208,7 @@ class Index:
     def between(self, path: PathKey, source: int, target: int) -> tuple[int, ...]:
         """The ops between, on the shortest such path; of equally short ones the first in order."""
         _, at_least, at_most, port, operand = path
-        if at_least == 0 and (source, target) in self.ports and self.fits((source, target), port, operand):
+        if at_least == 0 and self.linked(source, target) and self.fits((source, target), port, operand):
             return ()
         passing = self._passing(path[0])
         layers: list[dict[int, int]] = [{source: -1}]
@@ -209,7 +217,7 @@ class Index:
             ends_at = (port if between == 0 else None, operand)
             if between >= at_least:
                 for node in sorted(layers[-1]):
-                    if (node, target) in self.ports and self.fits((node, target), *ends_at):
+                    if self.linked(node, target) and self.fits((node, target), *ends_at):
                         way = [node]
                         for layer in reversed(layers[1:]):
                             way.append(layer[way[-1]])
@@ -226,7 +234,7 @@ class Index:
         """Whether a data edge joins this output to this operand (None: any)."""
         if port is None and operand is None:
             return True
-        return any(port in (None, output) and operand in (None, place) for output, place in self.ports[edge])
+        return any(port in (None, output) and operand in (None, place) for output, place in self.ports(*edge))
 
     def _passing(self, types: tuple[str, ...] | None) -> Sequence[bool]:
         """For each node whether a path through ops of these types, or elementwise ones, may lead over it."""
