@@ -36,6 +36,24 @@ class _LateGraph:
         version.__dict__["graph"] = held
 
 
+class _LateCount:
+    """A number that is counted when it is first asked for, where a function stands for it."""
+
+    def __set_name__(self, owner: type[Version], name: str) -> None:
+        self._name = name
+
+    def __get__(self, version: Version | None, owner: type[Version]) -> int | None:
+        if version is None:
+            return None  # the default
+        held: int | Callable[[], int | None] | None = version.__dict__[self._name]
+        if callable(held):
+            held = version.__dict__[self._name] = held()
+        return held
+
+    def __set__(self, version: Version, held: int | Callable[[], int | None] | None) -> None:
+        version.__dict__[self._name] = held
+
+
 @dataclass(frozen=True)
 class Version:
     """One version of a network.
@@ -71,7 +89,7 @@ class Version:
     steps: tuple[Step, ...] = ()
     seed: int = 0
     params: int = 0
-    flops: int | None = None
+    flops: _LateCount = _LateCount()
     seconds: float = 0.0
     bytes_moved: int = 0
     optimizer_notes: tuple[str, ...] = ()

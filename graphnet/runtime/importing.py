@@ -20,6 +20,7 @@ from graphnet.compilers.importer import import_model
 from graphnet.compilers.importer.assemble import Assembled
 from graphnet.compilers.importer.conditions import Condition
 from graphnet.compilers.importer.leaving import as_called
+from graphnet.compilers.importer.program import Program
 from graphnet.compilers.plain import rebind, tie
 from graphnet.edit.host import Batch, Evaluation, Loss
 from graphnet.errors import ImportModelError
@@ -289,7 +290,8 @@ def from_torch(
         Which dimensions may change from batch to batch, as :func:`torch.export.export` takes it; by default the batch,
         and every dimension of inputs with less than four.
     check : bool
-        Compare the network with the model on the example, in training and evaluation mode.
+        Run the model on the example, see that this overwrites none of its parameters, and compare the network with it,
+        in training and evaluation mode.
     seed : int
         Seeds every edit that is not given a seed of its own.
 
@@ -317,8 +319,19 @@ def from_torch(
     _warn_of_hooks(model)
     positional, named = bound(signature, positional, named)
     twin = twin_of(model)
-    copies = _register_outputs(twin, positional, named)
-    assembled, program = import_model(twin, positional, named, dynamic=dynamic_shapes, name=type(model).__name__)
+    copies: dict[int, Tensor] = {}
+
+    def imported() -> tuple[Assembled, Program]:
+        return import_model(twin, positional, named, dynamic=dynamic_shapes, name=type(model).__name__)
+
+    if check:
+        copies, _ = _register_outputs(twin, positional, named)
+    try:
+        assembled, program = imported()
+    except ImportModelError:
+        if check or not _register_outputs(twin, positional, named)[1]:  # which says it where the model does not run
+            raise
+        assembled, program = imported()
     leaves, spec = pytree.tree_flatten((positional, named))
     calling = Calling(
         signature,
@@ -406,20 +419,26 @@ def _warn_of_hooks(model: nn.Module) -> None:
         )
 
 
-def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Tensor]:
+def _register_outputs(
+    twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[int, Tensor], list[type]]:  # fmt: skip
     """Let torch.export take results of dataclasses apart, and find out whether the model runs at all.
 
     Returns
     -------
-    dict of int to Tensor
+    copies : dict of int to Tensor
         Copies of parameters, by their ``id``, that running it has made and that are free to be used.
+    registered : list of type
+        Classes of results that torch did not know.
     """
     output, copies = first_run(twin, args, kwargs)
+    registered: list[type] = []
 
     def visit(value: Any) -> None:
         kind = type(value)
         if is_dataclass(value) and kind not in pytree.SUPPORTED_NODES:
             torch.export.register_dataclass(kind)
+            registered.append(kind)
         if isinstance(value, Mapping):
             for item in value.values():
                 visit(item)
@@ -431,7 +450,7 @@ def _register_outputs(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
                 visit(getattr(value, name))
 
     visit(output)
-    return copies
+    return copies, registered
 
 
 def _network(

@@ -115,7 +115,8 @@ class Network(nn.Module):
         self._kept: dict[int, Kept] = {}
         self._distributed: weakref.ref[Distributed] | None = None
         self._editing: weakref.ref[_Open] | None = None
-        first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=_flops(graph))
+        flops = partial(_flops, graph)
+        first = Version(graph.version, None, graph, seed=seed, params=self._count_params(), flops=flops)
         self._current = _Current(graph, lower(graph, self), History((first,)))
         whole = awake(graph)
         if whole is not None:
@@ -469,11 +470,7 @@ class Network(nn.Module):
         elif carries_sizes(result.graph):
             program = current.program if same_code(current.graph, result.graph) else lower(result.graph, self)
         moved = sum(touched(plan).values()) if low_memory else bytes_of(result)
-        version = Version(
-            result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
-            _params(result.graph), _flops(result.graph), 0.0, moved,
-            (*notes_of(result, find, self._attached), *moved_parts.notes),
-        )  # fmt: skip
+        notes = (*notes_of(result, find, self._attached), *moved_parts.notes)
         # put back last, when the modules of before are there again
         swaps = [Swap(lambda: None, lambda: refresh_modules(current.graph, self))]
         build = partial(tensor_swaps, plan) if low_memory else swaps_of
@@ -481,7 +478,11 @@ class Network(nn.Module):
         if structure is not None:
             swaps += [*structure.swaps(), *structure.optimizer_swaps(result, self._attached)]
         swaps += moved_parts.swaps
-        version = replace(version, seconds=time.perf_counter() - started, provenance=plan.provenance)
+        version = Version(
+            result.graph.version, current.graph.version, result.graph, tuple(result.steps), seed,
+            _params(result.graph), partial(_flops, result.graph), time.perf_counter() - started, moved, notes,
+            plan.provenance,
+        )  # fmt: skip
         following = _Current(result.graph, program, current.history.following(version), dict(result.reserve))
         if self._averages:
             kept = {name: find(name) for name in moved_parts.names(result.graph) if name not in result.fresh}

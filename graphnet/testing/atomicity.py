@@ -167,7 +167,7 @@ def commit_with_error(
         return local
 
     raised: BaseException | None = None
-    before = sys.gettrace()
+    before, gradients = sys.gettrace(), torch.is_grad_enabled()
     sys.settrace(outer)
     try:
         context.__exit__(None, None, None)
@@ -175,6 +175,7 @@ def commit_with_error(
         raised = error.with_traceback(None)
     finally:
         sys.settrace(before)
+        torch.set_grad_enabled(gradients)  # only tracing can raise between a block's last bytecode and its exit
     return Run(count, swapping, raised)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -117,8 +118,8 @@ def test_weights_that_a_model_keeps_elsewhere_are_not_the_networks() -> None:
             return self.two(self.one(x).relu())
 
     model = Keeping()
-    net = gn.from_torch(model, (torch.randn(2, 3),), check=False)
-    assert len(kept) == 1
+    net = gn.from_torch(model, (torch.randn(2, 3),))
+    assert len(kept) >= 1
     with torch.no_grad():
         net.one.weight.zero_()
         net.two.weight.zero_()
@@ -178,5 +179,50 @@ def test_parameters_that_cannot_be_compared_are_refused_for_what_they_are(parame
     ],
 )
 def test_parameters_of_many_kinds_are_compared(parameter: Tensor) -> None:
-    net = gn.from_torch(_Beside(nn.Parameter(parameter)), (torch.randn(2, 3),), check=False)
+    net = gn.from_torch(_Beside(nn.Parameter(parameter)), (torch.randn(2, 3),))
     assert torch.equal(net.beside, parameter)
+
+
+def test_an_unchecked_import_runs_the_model_only_where_a_trace_needs_to_know_what_it_returns() -> None:
+    ran: list[int] = []
+
+    def made() -> nn.Module:
+        @dataclass
+        class Answer:
+            value: Tensor
+
+        class Answering(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one = nn.Linear(3, 2)
+
+            def forward(self, x: Tensor) -> Answer:
+                if type(x) is Tensor:  # not while it is traced
+                    ran.append(1)
+                return Answer(self.one(x))
+
+        return Answering()
+
+    x = torch.randn(2, 3)
+    for check, runs in ((False, 1), (True, None)):
+        ran.clear()
+        model = made()  # its answer is a class that torch has not seen
+        net = gn.from_torch(model, (x,), check=check)
+        assert runs is None or len(ran) == runs
+        assert torch.equal(net(x).value, model(x).value)
+    ran.clear()
+    gn.from_torch(nn.Sequential(nn.Linear(3, 2), Counting(ran)), (x,), check=False)
+    assert not ran
+    with pytest.raises(ImportModelError, match="does not run on the example.*shapes cannot be multiplied"):
+        gn.from_torch(nn.Linear(4, 2), (x,), check=False)
+
+
+class Counting(nn.Module):
+    def __init__(self, ran: list[int]) -> None:
+        super().__init__()
+        self.ran = ran
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor:  # not while it is traced
+            self.ran.append(1)
+        return x.relu()
