@@ -615,8 +615,8 @@ _OPERATORS = (
         "first_reader_alone",
         "graphnet/edit/operators/prune.py",
         "a prune is called exact where the first of several consumers reads nothing of the unit",
-        'readers = list(plan.holders(group.name, roles=("read",)))\n    for holder in readers:',
-        'readers = list(plan.holders(group.name, roles=("read",)))\n    for holder in readers[:1]:',
+        "        for holder in readers:\n            flat = np.flatnonzero(goes",
+        "        for holder in readers[:1]:\n            flat = np.flatnonzero(goes",
         ("tests/edit/test_prune.py::test_every_consumer_must_read_nothing_of_a_unit_that_goes_without_a_trace",),
     ),
     Fault(

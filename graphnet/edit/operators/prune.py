@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any, Literal, TypeAlias
@@ -15,11 +15,10 @@ from graphnet.edit.compensation import Shares, measure, output_change
 from graphnet.edit.host import Batch, Loss
 from graphnet.edit.newborns import Claim, visible
 from graphnet.edit.operators.grow import check_claim, check_promise
-from graphnet.edit.plan import Holder, Plan, Preserves, Step
+from graphnet.edit.plan import Plan, Preserves, Step
 from graphnet.edit.scores.base import Scoring, score_units
 from graphnet.errors import EditError
 from graphnet.ir.groups import UnitGroup
-from graphnet.ir.layout import IndexArray
 
 __all__ = ["Compensate", "check_compensate", "choose", "chosen_by", "lowest_first", "prune", "removal_claim"]
 
@@ -199,20 +198,12 @@ def removal_claim(
 def outgoing_zero(plan: Plan, group: UnitGroup, chosen: Sequence[int]) -> bool | None:
     """Whether the outgoing weights of units are all zero; None where no stored weight reads the group."""
     readers = list(plan.holders(group.name, roles=("read",)))
-    first = group.ids.index(chosen[0])  # one unit answers nearly always, and most are spared
-    for holder in readers:
-        if _read(plan, group, holder, lambda owners: np.flatnonzero(owners == first)[:1]):
-            return False
-    goes = np.zeros(group.size + 1, dtype=bool)  # the last for positions that are no unit's: their owner is -1
-    goes[group.positions(np.array(chosen))] = True
-    for holder in readers:
-        if _read(plan, group, holder, lambda owners: np.flatnonzero(goes[owners])):
-            return False
+    for units in (chosen[:1], chosen):  # one unit answers nearly always, and most are spared
+        goes = np.zeros(group.size + 1, dtype=bool)  # the last for positions that are no unit's: their owner is -1
+        goes[group.ids.index(units[0]) if len(units) == 1 else group.positions(np.array(units))] = True
+        for holder in readers:
+            flat = np.flatnonzero(goes[holder.layout.owners(group.name, plan.graph.sizes)])
+            index = [flat if dim == holder.dim else None for dim in range(len(plan.spec(holder.tensor).dims))]
+            if bool(plan.staged(holder.tensor).block(index).any()):
+                return False
     return True if readers else None
-
-
-def _read(plan: Plan, group: UnitGroup, holder: Holder, which: Callable[[IndexArray], IndexArray]) -> bool:
-    """Whether a stored weight is anywhere other than zero at positions chosen by whose they are."""
-    flat = which(holder.layout.owners(group.name, plan.graph.sizes))
-    index = [flat if dim == holder.dim else None for dim in range(len(plan.spec(holder.tensor).dims))]
-    return bool(plan.staged(holder.tensor).block(index).any())
