@@ -27,6 +27,7 @@ from graphnet.rules.steps import (
     check_choice,
     check_count,
     refuse_promise,
+    refuse_visible,
 )
 from graphnet.schemas.scalars import whole
 from graphnet.schemas.steps import Merge, Permute, Reset, ShrinkAndPerturb, Split
@@ -59,6 +60,7 @@ class ResetRunner(UnitRunner):
                     return f"{group.name} has {group.size} units and none to reset"
                 return f"{group.name} is owed {moment.owed(group.name):.3g} units, not a whole one"
             gone = most_that_go("reset", group, stage, count, least=0)[:count]
+        refuse_visible("reset", group, moment)
         fresh = dict(zip(gone, range(group.next_id, group.next_id + len(gone)), strict=True))
         ids = tuple(fresh.get(unit, unit) for unit in group.ids)
         after = replace(group, ids=ids, next_id=group.next_id + len(gone))

@@ -15,6 +15,7 @@ from typing import Any
 
 from graphnet.edit.edit import Edit
 from graphnet.edit.host import Batch, Loss, Snapshot
+from graphnet.edit.newborns import visible
 from graphnet.edit.plan import Preserves, Step
 from graphnet.edit.registry import Registry
 from graphnet.edit.scores import SCORES
@@ -38,6 +39,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "refuse_promise",
+    "refuse_visible",
 ]
 
 
@@ -255,3 +257,16 @@ def refuse_promise(operator: str, group: str, moment: Moment, why: str) -> None:
     """Refuse a step that changes the function where the rule promises that it does not."""
     if moment.preserves not in (None, "none"):
         raise EditError(f"{operator} {group!r} cannot promise preserves={moment.preserves!r}: {why}")
+
+
+def refuse_visible(operator: str, group: UnitGroup, moment: Moment) -> None:
+    """Refuse a promise about units that go, of a group whose structure shows that the function changes with them.
+
+    Raises
+    ------
+    EditError
+        Something is promised, and an output, a norm or a sum without a weight tells how many units there are.
+    """
+    reason = visible(group)
+    if reason is not None:
+        refuse_promise(operator, group.name, moment, reason)

@@ -28,6 +28,7 @@ from graphnet.rules.steps import (
     check_choice,
     check_count,
     refuse_promise,
+    refuse_visible,
 )
 from graphnet.schemas.scalars import whole
 from graphnet.schemas.steps import Grow, Prune, Recruit, Retire, Rewind
@@ -102,6 +103,8 @@ class RemoveRunner(UnitRunner):
             if count < 1:
                 return f"{group.name} has {group.size} units and none to {step.do}"
             gone = set(most_that_go(step.do, group, stage, count)[:count])
+        if not rests:
+            refuse_visible("prune", group, moment)
         live = tuple(unit for unit in group.ids if unit not in gone)
         dormant = tuple(sorted((*group.dormant, *gone))) if rests else group.dormant
         after = replace(group, ids=live, dormant=dormant)

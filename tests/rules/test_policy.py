@@ -175,6 +175,19 @@ def test_a_dry_run_takes_metrics_as_a_function_of_the_step() -> None:
     ]
 
 
+@pytest.mark.parametrize("do", ["prune", "reset"])
+@pytest.mark.parametrize("preserves", ["function", "approximate"])
+def test_a_dry_run_knows_which_promise_a_group_cannot_keep(do: str, preserves: str) -> None:
+    rule = {"name": "r", "steps": [{"do": do, "units": "fc1", "lowest": 1}], "preserves": preserves}
+    for norm, status in (("layer", "rejected"), (None, "applied")):  # whose weights tell, and not the structure
+        net = gn.Network(gn.mlp([6, 8, 6, 3], norm=norm), seed=0)
+        planned = load_policy([rule]).dry_run(net, range(1))
+        assert [outcome.status for outcome in planned] == [status]
+        if status == "rejected":
+            assert "is coupled" in planned[0].reason
+            assert planned == load_policy([rule]).step(net, step=0)
+
+
 def test_a_policy_resumes_from_its_state_as_if_it_had_not_stopped() -> None:
     data = {**MIXED, "rules": [*MIXED["rules"], {
         "name": "stall",
