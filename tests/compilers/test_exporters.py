@@ -78,6 +78,7 @@ def test_a_plain_module_runs_where_graphnet_is_not_installed(tmp_path: Path) -> 
     torch.save((x, net(x).detach()), tmp_path / "expected.pt")
     code = (
         "import sys, pickle, torch\n"
+        "torch.set_num_threads(1)\n"
         "class Wall:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] == 'graphnet': raise ImportError('graphnet is not here')\n"
