@@ -414,6 +414,9 @@ def test_every_consumer_must_read_nothing_of_a_unit_that_goes_without_a_trace() 
         edit.prune("a", units=[1], preserves="function")
     with torch.no_grad():
         net.c.weight[:, 1] = 0
+    for units in ([1, 2], [2, 1], [1, 4]):  # the first of them says nothing of the other
+        with pytest.raises(gn.EditError, match="outgoing weights"), net.edit() as edit:
+            edit.prune("a", units=units, preserves="function")
     (x,) = sample(net.graph, 1)
     before = net(x)
     with net.edit() as edit:

@@ -274,6 +274,18 @@ def test_refusals_change_nothing(case: str) -> None:
     train(net, optimizer, x)
 
 
+def test_an_op_that_was_taken_back_is_forgotten() -> None:
+    net, _, x = build(mlp(), 4)
+    with net.edit() as edit:
+        edit.insert("linear", "a", inputs="act1", out=5)
+        edit.remove("a")
+        edit.insert("linear", "b", inputs="act1", out=3)
+        edit.remove("b")
+        edit.insert("linear", "b", inputs="act1", before="fc2")
+    assert net.b.weight.shape == (8, 8)
+    output(net, x)
+
+
 def test_a_layer_after_a_tensor_without_features_is_refused() -> None:
     layers: list[Op] = [
         Input(name="x", shape=(4,)), op("linear", "fc", "x", out=3), op("mean", "mean", "fc", dim=1),

@@ -6,9 +6,15 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 import graphnet as gn
+from graphnet.edit.edit import Edit
 from graphnet.rules import Outcome, Policy, load_policy
+from graphnet.rules.execution import Limits, Place, perform_steps
+from graphnet.rules.outcome import Change
+from graphnet.rules.sketch import sketch_edit
+from graphnet.rules.steps import Done, Moment, Runner
 
 HIDDEN = "units h[role=hidden]"
 
@@ -207,3 +213,39 @@ def test_the_dry_run_predicts_conflicts_hysteresis_and_what_is_owed() -> None:
     assert planned == found
     assert {o.rule for o in found if o.applied} == {"grow", "prune", "replace", "echo"}
     assert any(o.status == "rejected" for o in found)
+
+
+class Claiming(Runner):
+    """Touches the ops that it is told, one after the other, for each match."""
+
+    def __init__(self, table: dict[str, list[str]]) -> None:
+        self.table = table
+
+    def refers(self, names: Any) -> bool:
+        return True
+
+    def run(self, stage: Any) -> Any:
+        for name in self.table[stage.names["a"]]:
+            yield Done((Change("touch", name),), (f"op:{name}",))
+
+
+def test_what_a_refused_match_touched_is_free_again() -> None:
+    table = {"one": ["fc1"], "two": ["fc2", "fc1"], "three": ["fc2"]}
+    places, graph = [Place({"a": name}) for name in table], network().graph
+    begun: list[Edit] = []
+
+    def begin() -> Edit:
+        begun.append(sketch_edit(graph, lambda name: torch.float32))
+        return begun[-1]
+
+    moment = Moment(0, None, lambda group, born: frozenset())
+    done = perform_steps([Claiming(table)], places, begin, moment, Limits())
+    assert done is not None
+    assert [place.status for place in places] == ["applied", "rejected", "applied"]
+    assert "'fc1' is edited at this step by the match a=one" in places[1].reason
+    assert {key: place and place.binding["a"] for key, place in done.touched.items()} == {
+        "op:fc1": "one", "op:fc2": "three",
+    }  # fmt: skip
+    assert [change.group for change in done.changes] == ["fc1", "fc2"]
+    assert len(done.stages) == 2
+    assert len(begun) == 1

@@ -708,3 +708,16 @@ def test_saving_over_a_checkpoint_of_a_kept_version_keeps_it(tmp_path: Path) -> 
     net.forget(0)
     net.rollback(0, path=path)
     check_bits(before, everything(net), "a kept version from a file of a later one")
+
+
+def test_a_versions_flops_are_those_of_its_graph_whenever_they_are_asked_for() -> None:
+    net = small()
+    first = net.graph
+    with net.edit() as edit:
+        edit.grow("fc1", 3)
+    again = pickle.loads(pickle.dumps(net))
+    wanted = [first.cost().flops, net.graph.cost().flops]
+    assert wanted[0] < wanted[1]
+    for history in (again.history, net.history, net.history):
+        assert [version.flops for version in history] == wanted
+    assert net.history.latest.record()["flops"] == wanted[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import fx
+from torch import Tensor, fx
 
 import graphnet as gn
 from graphnet.ir.graph import Graph
@@ -20,7 +20,7 @@ from graphnet.ir.ops.io import Input
 from graphnet.testing import check_drop, check_permute, check_rules_twice, graphs, random_network
 from graphnet.testing.edits import some_group, spare
 from graphnet.testing.graphs import op
-from graphnet.testing.oracles import Holding, can_drop, holdings
+from graphnet.testing.oracles import Holding, _Bench, can_drop, holdings
 
 SHUFFLE = {
     "inputs": {"x": {"shape": [2, 3, 3]}},
@@ -224,3 +224,22 @@ def test_where_a_network_makes_rounding_large_the_oracles_allow_what_rounding_do
     assert not torch.allclose(plain, net(x), rtol=1e-3, atol=0)
     check_permute(net, "fc1")
     check_drop(net, "fc1", [0])
+
+
+@pytest.mark.parametrize("after", [0, 1, 20, None])
+def test_what_never_shows_is_wrong_and_what_shows_late_is_not(after: int | None) -> None:
+    net = random_network(gn.mlp([3, 4, 2], activation="tanh"), 0)
+    bench, place = _Bench(net), holdings(net.graph, "fc1")[0]
+    asked = 0
+
+    def case(tensors: dict[str, Tensor]) -> tuple[gn.Graph, dict[str, Tensor]]:
+        nonlocal asked
+        asked += 1
+        shows = after is not None and asked > after
+        return net.graph, tensors | {place.tensor: -tensors[place.tensor]} if shows else tensors
+
+    if after is None:
+        with pytest.raises(AssertionError, match=r"moving it in .* changes nothing: the layout .* is wrong"):
+            bench.report("test", "fc1", "moving it in", {place: case}, bench.outputs)
+    else:
+        assert bench.report("test", "fc1", "moving it in", {place: case}, bench.outputs).seen == (place,)
