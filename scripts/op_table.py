@@ -51,8 +51,8 @@ FAMILIES = (
 """Heading, module, and whether zero at zero means anything for its ops (not where a bias decides)."""
 
 IMPORTED = (
-    stored, aten.contract, aten.convolve, aten.normalise, aten.pointwise, aten.view, aten.arrange, aten.reduce,
-    aten.lookup, aten.create, aten.opaque,
+    stored, aten.contract, aten.convolve, aten.recur, aten.normalise, aten.pointwise, aten.view, aten.arrange,
+    aten.reduce, aten.lookup, aten.create, aten.opaque,
 )  # fmt: skip
 """Modules of the ops that `gn.from_torch` makes."""
 

@@ -26,7 +26,7 @@ __all__ = ["Assembled", "assemble"]
 _UNFIT = re.compile(r"[^A-Za-z0-9_.]")
 _WRITERS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "conv1d", "conv2d", "conv3d",
             "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "embedding", "lstm", "gru",
-            "rnn_tanh", "rnn_relu")  # fmt: skip
+            "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")  # fmt: skip
 
 
 _LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.modules.conv._ConvNd)

@@ -10,7 +10,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from graphnet.compilers.importer.conditions import conditions_of, environment_of
+from graphnet.compilers.importer.conditions import Condition, conditions_of, environment_of
 from graphnet.compilers.importer.program import Meta, Program, Ref, Size, Source, Step, size_text
 from graphnet.errors import ImportModelError
 
@@ -71,13 +71,18 @@ def capture(
             continue
         for example, named, shapes in _attempts(args, dict(kwargs), dynamic, tied):
             try:
-                programs = []
-                for training in (True, False):
-                    module.train(training)
-                    exported = _export(module, example, named, shapes)
-                    programs.append(_Reader(exported, module).program())
-                _check_sizes(programs, (args, dict(kwargs)))
-                return Captured(*programs)
+                module.train(True)
+                first = _export(module, example, named, shapes)
+                reader = _Reader(first, module)
+                train = reader.program()
+                module.train(False)
+                second = _export(module, example, named, shapes)
+                if _same_program(first, second):  # most have no layer with a mode
+                    evaluation = replace(train, conditions=_conditions(second, reader.names))
+                else:
+                    evaluation = _Reader(second, module).program()
+                _check_sizes((train, evaluation), (args, dict(kwargs)))
+                return Captured(train, evaluation)
             except ImportModelError:
                 raise
             except Exception as error:  # torch raises many kinds
@@ -228,6 +233,72 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def _conditions(exported: ExportedProgram, names: Mapping[str, str]) -> tuple[Condition, ...]:
+    """What the model chose by sizes; ``names`` are those of the program's symbols."""
+    for node in exported.graph.nodes:
+        if node.op != "placeholder":
+            return ()
+        environment = environment_of(node.meta.get("val"))
+        if environment is not None:
+            return conditions_of(environment, names)
+    return ()
+
+
+def _out_spec(exported: ExportedProgram) -> Any:
+    return exported.module_call_graph[0].signature.out_spec  # call_spec makes a class each time
+
+
+def _same_program(one: ExportedProgram, two: ExportedProgram) -> bool:
+    """Whether two exports of a model hold the same calls on the same tensors, of the same shapes and modules.
+
+    Where that is not plain (a graph inside a call, a constant of its own) the answer is no.
+    """
+    ours, theirs = one.graph_signature.input_specs, two.graph_signature.input_specs
+    if ours != theirs or _out_spec(one) != _out_spec(two) or len(one.graph.nodes) != len(two.graph.nodes):
+        return False
+    for table, other in ((one.state_dict, two.state_dict), (one.constants, two.constants)):
+        if table.keys() != other.keys() or any(table[key] is not other[key] for key in table):
+            return False
+    for a, b in zip(one.graph.nodes, two.graph.nodes, strict=True):
+        if a.op == "get_attr" or a.op != b.op or a.name != b.name or a.target != b.target or _path(a) != _path(b):
+            return False
+        if not _same(a.args, b.args) or not _same(a.kwargs, b.kwargs):
+            return False
+        if not _same_value(a.meta.get("val"), b.meta.get("val")):
+            return False
+    return True
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two nodes of programs whose nodes so far have the same names are given the same."""
+    if isinstance(a, fx.Node):
+        return isinstance(b, fx.Node) and a.name == b.name
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(map(_same, a.values(), b.values()))
+    return type(a) is type(b) and isinstance(a, _PLAIN) and a == b
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    """Whether two traced values have the same type and, in the programs' symbols, the same sizes."""
+    if isinstance(a, Tensor):
+        return (
+            isinstance(b, Tensor)
+            and a.dtype == b.dtype
+            and a.dim() == b.dim()
+            and all(map(_same_value, a.shape, b.shape))
+        )
+    if isinstance(a, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return type(a) is type(b) and bool(a.node.expr == b.node.expr)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_same_value, a, b))
+    return type(a) is type(b) and isinstance(a, _PLAIN) and a == b
+
+
 class _Reader:
     """Reads an exported program."""
 
@@ -251,11 +322,8 @@ class _Reader:
         for node in placeholders:
             env[node] = self._source(node, specs[node.name])
         outputs = self._run(self.graph, env)
-        environments = (environment_of(node.meta.get("val")) for node in placeholders)
-        environment = next((found for found in environments if found is not None), None)
-        conditions = () if environment is None else conditions_of(environment, self.names)
-        out_spec = self.exported.module_call_graph[0].signature.out_spec  # call_spec makes a class each time
-        return Program(self.sources, self.steps, outputs, out_spec, dict(self.symbols), conditions)
+        conditions = _conditions(self.exported, self.names)
+        return Program(self.sources, self.steps, outputs, _out_spec(self.exported), dict(self.symbols), conditions)
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from graphnet.compilers.importer.program import Meta, Mode, Program, Ref, Size, Step, refs_in, replace_refs
+import torch
+
+from graphnet.compilers.importer.program import Meta, Mode, Program, Ref, Size, Source, Step, refs_in, replace_refs
 from graphnet.errors import ImportModelError
 from graphnet.ir.ops.aten.call import schema_of
 
@@ -33,7 +35,13 @@ def merge(train: Program, evaluation: Program) -> Program:
             f"the model returns {len(train.outputs)} value(s) in training and {len(evaluation.outputs)} in evaluation, "
             "or puts them together otherwise: wrap it so that it returns the same in both modes"
         )
+    if evaluation.steps is train.steps:  # read once, since both exports hold the same calls
+        return replace(train, conditions=_conditions(train, evaluation))
     return _Merge(train, evaluation).run()
+
+
+def _conditions(train: Program, evaluation: Program) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys((*train.conditions, *evaluation.conditions)))
 
 
 class _Merge:
@@ -52,6 +60,10 @@ class _Merge:
         by_key = {(source.kind, source.key): name for name, source in self.sources.items()}
         for name, source in self.evaluation.sources.items():
             found = by_key.get((source.kind, source.key))
+            if found is not None and not _same_tensor(self.sources[found], source):
+                found = self._fresh(name)
+                self.sources[found] = replace(source, name=found, key=found)
+                self.metas[found] = (source.meta,)
             if found is None:
                 found = self._fresh(name)
                 self.sources[found] = replace(source, name=found)
@@ -69,7 +81,7 @@ class _Merge:
             for step in two[start:end]:
                 self._alone(step)
         outputs = [self._value(a, b) for a, b in zip(self.train.outputs, self.evaluation.outputs, strict=True)]
-        conditions = tuple(dict.fromkeys((*self.train.conditions, *self.evaluation.conditions)))
+        conditions = _conditions(self.train, self.evaluation)
         return replace(self.train, steps=self.steps, outputs=outputs, sources=self.sources, conditions=conditions)
 
     def _pair(self, step: Step, other: Step) -> None:
@@ -122,6 +134,16 @@ class _Merge:
         self.metas[name] = (meta,)
         self.switches[train, evaluation] = Ref(name)
         return Ref(name)
+
+
+def _same_tensor(one: Source, two: Source) -> bool:
+    """Whether sources of one key are one tensor: torch.export counts constants, and calls two by one name."""
+    if one.kind != "constant" or one.value is two.value:
+        return True
+    a, b = one.value, two.value
+    assert a is not None
+    assert b is not None
+    return one.meta == two.meta and a.device == b.device and torch.equal(a, b)
 
 
 def _aligned(one: Step, two: Step) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]:

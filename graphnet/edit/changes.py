@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -137,7 +138,7 @@ def follow_units(group: UnitGroup, born: Sequence[int], dropped: Sequence[int], 
     live, resting, gone = group.ids, set(group.dormant), set(dropped)
     if absent := gone.difference(live):
         raise EditError(f"units {sorted(absent)[:8]} go that are not there")
-    live = tuple(unit for unit in live if unit not in gone)
+    live = tuple(filterfalse(gone.__contains__, live))
     if dormant:
         if missing := sorted(set(born) - resting):
             raise EditError(f"units {missing[:8]} come back that are not dormant")

@@ -105,9 +105,10 @@ def assign_roles(
             producer, port = edges[op.name][use.operand]
             held = [set(final(dim).atoms()) for dim in shapes[producer][port]]
             for name in stored_behind(producer, edges, constant, specs):
-                for role, mine in zip(use.roles, held, strict=True):
+                for at, (role, mine) in enumerate(zip(use.roles, held, strict=True)):
                     for dim, theirs in enumerate(atoms[name]):
-                        if role is not None and mine & theirs:
+                        same = dim == at if name == producer else mine & theirs
+                        if role is not None and same:
                             roles[name][dim].add(role)
                 kinds[name].append((use.kind, use.newborn))
     return {name: _variants(spec, roles[name], kinds[name]) for name, spec in specs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from math import isfinite
 from typing import Any, Literal, TypeAlias
 
@@ -58,8 +59,7 @@ def prune(
     check_claim(what, claim, preserves)
     if shares is not None:
         shares.absorb(plan)
-    gone = set(chosen)
-    plan.advance(replace(before, ids=tuple(unit for unit in before.ids if unit not in gone)))
+    plan.advance(replace(before, ids=tuple(filterfalse(set(chosen).__contains__, before.ids))))
     if shares is not None and claim.preserves != "function":
         claim = Claim(claim.preserves, f"{claim.note}; {output_change(shares.output, plan, batch, what)}")
     arguments = chosen_by(chosen, units, below, score, options)

@@ -6,7 +6,19 @@ computed again at each lowering. Importing this package registers every family.
 
 from __future__ import annotations
 
-from graphnet.ir.ops.aten import arrange, contract, convolve, create, lookup, normalise, opaque, pointwise, reduce, view
+from graphnet.ir.ops.aten import (
+    arrange,
+    contract,
+    convolve,
+    create,
+    lookup,
+    normalise,
+    opaque,
+    pointwise,
+    recur,
+    reduce,
+    view,
+)  # fmt: skip
 from graphnet.ir.ops.aten.call import FAMILIES, Call, family_of
 
 __all__ = [
@@ -21,6 +33,7 @@ __all__ = [
     "normalise",
     "opaque",
     "pointwise",
+    "recur",
     "reduce",
     "view",
 ]

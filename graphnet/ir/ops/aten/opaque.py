@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from graphnet.ir.ops.aten.call import Call
 from graphnet.ir.ops.base import Context, Dims, register
 
-__all__ = ["Opaque", "Recurrent"]
+__all__ = ["Opaque"]
 
 
 @register
@@ -29,15 +29,3 @@ class Opaque(Call):
             start = self.start(port)
             outs.append(tuple(self.fixed(ctx, start + at) for at in range(self.ranks[port])))
         return outs[0] if len(outs) == 1 else tuple(outs)
-
-
-@register
-class Recurrent(Opaque):
-    """LSTM, GRU and plain recurrent layers in one call; their units are frozen."""
-
-    op: Literal["recurrent"] = "recurrent"  # type: ignore[assignment]
-    reason: str = "the gates of a recurrent layer lie in one weight, in an order of torch's own"
-
-    targets: ClassVar[tuple[str, ...]] = (
-        "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-    )  # fmt: skip
