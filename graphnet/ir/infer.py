@@ -367,7 +367,7 @@ def _collect(
             tuple((final(layout), reason) for layout, reason in record["contracted"]),
         )  # fmt: skip
     groups = _make_groups(ctx, nodes, names, kinds, {a for layout in ctx.outs for a in final(layout).atoms()})
-    sizes = {f"<{entry}>": unifier.size(layout) for entry, layout in dynamic.items()}
+    sizes = {f"<{entry}>": unifier.size(layout) for entry, layout in dynamic.items()} | derived
     for node in nodes.values():
         for spec in node.tensors:
             for key in (key for layout in spec.dims for key in layout.atoms() if key in sizes):
@@ -375,7 +375,7 @@ def _collect(
                     f"op {node.op.name!r}: its tensor {spec.name!r} would have the dynamic dimension {key}, whose size "
                     "changes from batch to batch: move that dimension elsewhere first (transpose)"
                 )
-    return Inference(nodes, groups, sizes | derived)
+    return Inference(nodes, groups, sizes)
 
 
 def _name_derived(ctx: _Context, names: dict[str, str]) -> dict[str, int]:

@@ -499,3 +499,23 @@ def test_an_edit_error_reaches_the_user_and_leaves_the_network() -> None:
     with pytest.raises(EditError), net.edit() as edit:
         edit.prune("a", lowest=6)
     assert net.version == 0
+
+
+def test_a_weight_has_no_dimension_that_changes_from_batch_to_batch(exercise: Callable[..., Any]) -> None:
+    """torch.export takes the 2 of the view for a part of the row's length, which it was in the example."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.Linear(2, 7), nn.Linear(7, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(1, 7, dtype=x.dtype)
+            for step in x.view(-1, 3, 2).unbind(1):
+                state = (self.cell(step) + state).tanh()
+            return self.head(state)
+
+    report = exercise(Steps(), (torch.randn(3, 6),))
+    assert not report.refused
+    for spec in report.net.graph.tensors.values():
+        assert report.net.graph.shape(spec) == tuple(report.net.tensor(spec.name).shape)
