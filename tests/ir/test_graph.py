@@ -167,6 +167,21 @@ def test_a_rule_that_is_not_stable_is_noticed() -> None:
         Graph.from_ops([X, _linear("a", "x"), _Unsteady(op="unsteady", name="u", inputs=("a",))], ["u"])
 
 
+def test_an_unstable_rule_of_our_own_is_noticed_where_layouts_were_made_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def infer(self: Op, ctx: Context, *inputs: Dims) -> Dims:
+        calls.append(0)
+        ctx.unify(*(dims[1] for dims in inputs))
+        if len(calls) > 1:
+            ctx.freeze(inputs[0][1], "it was called before")
+        return inputs[0]
+
+    monkeypatch.setattr(Add, "infer", infer)
+    with pytest.raises(GraphError, match="layout inference is not stable"):
+        Graph.from_ops([X, _linear("a", "x"), _linear("b", "x"), Add(name="s", inputs=("a", "b"))], ["s"])
+
+
 def test_what_writes_a_group_says_whose_units_they_are() -> None:
     ops = [X, _linear("a", "x"), _linear("b", "x"), _linear("d", "b"), _linear("c", "a"), _linear("e", "b")]
     graph = Graph.from_ops([*ops, Add(name="s", inputs=("c", "d", "e"))], ["s"])
