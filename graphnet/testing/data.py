@@ -60,8 +60,8 @@ def batches(graph: Graph) -> st.SearchStrategy[tuple[Tensor, ...]]:
 
 def probe_batch(edit: Edit) -> tuple[tuple[Tensor, ...], None]:
     """A batch for operators that need data, ``(inputs, no target)``: one that fits the network under the edit."""
-    host = edit.plan.host
-    kinds = [host.live(name).dtype for name in edit.plan.base.tensors]
+    plan = edit.plan
+    kinds = [plan.host.live(name).dtype for name in plan.graph.tensors if plan.origin(name) is not None]
     dtype = next((kind for kind in kinds if kind.is_floating_point), torch.float64)
     return sample(edit.graph, 0, dtype=dtype), None
 

@@ -52,6 +52,11 @@ class OtherKindOfNumber(Base):
         return (x > 0) * (True if self.training else 1) * x
 
 
+class OtherTypeOfNumber(Base):
+    def between(self, x: Tensor) -> Tensor:
+        return x * (2 if self.training else 2.0)
+
+
 class OtherOperand(Base):
     def between(self, x: Tensor) -> Tensor:
         one, two = x.sin(), x.cos()
@@ -113,7 +118,8 @@ def test_a_model_that_is_the_same_in_both_modes_is_read_once(make: Callable[[], 
 
 @pytest.mark.parametrize(
     "make",
-    [OtherCall, OtherNumber, OtherKeyword, OtherKindOfNumber, OtherOperand, OtherBuffer, OtherConstant, OtherModule,
+    [OtherCall, OtherNumber, OtherKeyword, OtherKindOfNumber, OtherTypeOfNumber,
+     OtherOperand, OtherBuffer, OtherConstant, OtherModule,
      OtherResult],
 )  # fmt: skip
 def test_a_model_that_differs_is_read_in_both_modes(make: Callable[[], nn.Module], read: list[Any]) -> None:
@@ -134,3 +140,25 @@ def test_a_choice_by_size_in_one_mode_is_a_condition() -> None:
         assert [str(condition) for condition in net.calling.conditions] == ["batch <= 7"]
         with pytest.raises(ImportModelError, match="would do something else for batch = 9"):
             net(torch.randn(9, 4))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_result_that_is_put_together_otherwise_in_one_mode_is_refused(mode: bool) -> None:
+    class Packs(Base):
+        def forward(self, x: Tensor) -> Any:
+            y = self.b(self.a(x))
+            return {"y": y} if self.training is mode else [y]
+
+    with pytest.raises(ImportModelError, match="puts them together otherwise"):
+        gn.from_torch(Packs(), (torch.randn(3, 4),), check=False)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_size_that_one_mode_fixes_is_not_free(mode: bool) -> None:
+    class Fixes(Base):
+        def between(self, x: Tensor) -> Tensor:
+            assert self.training is not mode or x.shape[1] == 5
+            return self.act(x)
+
+    with pytest.raises(ImportModelError, match="another shape or type in training"):
+        gn.from_torch(Fixes(), (torch.randn(3, 5, 4),), check=False)

@@ -201,6 +201,32 @@ def test_operations_are_counted_as_torch_counts_them(kind: str, layers: int, bot
     assert net.graph.cost(batch=2).flops == counter.get_total_flops()
 
 
+def test_every_tensor_says_what_it_does_with_the_units() -> None:
+    graph = gn.from_torch(Coder(), (torch.randn(2, 4, 3), torch.randn(2, 3, 2))).graph
+    said = {name: (spec.kind, spec.roles) for name, spec in graph.tensors.items()}
+    assert said["start"] == ("table", ("slot", "slot", "write"))
+    for layer in ("encoder", "decoder"):
+        assert said[f"{layer}.weight_ih_l0"] == said[f"{layer}.weight_hh_l0"] == ("weight", ("write", "read"))
+        assert said[f"{layer}.bias_ih_l0"] == said[f"{layer}.bias_hh_l0"] == ("bias", ("write",))
+    assert not any(spec.shared for node in graph.nodes.values() for spec in node.tensors)
+
+
+def test_units_along_the_batch_are_those_of_the_state() -> None:
+    class Columns(nn.Module):
+        """What a layer takes for samples are the units of another."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.cell, self.after = nn.Linear(3, 4), nn.GRUCell(1, 5), nn.Linear(5, 2)
+            self.start = nn.Parameter(torch.randn(4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.cell(self.before(x).mean((0, 1))[:, None], self.start))
+
+    graph = gn.from_torch(Columns(), row()).graph
+    assert {"before.weight", "start"} <= {spec.name for spec in graph.users["before"]}
+
+
 def test_a_projection_keeps_fewer_units_than_it_is_made_of() -> None:
     model = Sequence("lstm", 1, True, 3).double()
     x = torch.randn(4, 3, 3).double()

@@ -34,6 +34,7 @@ from graphnet.testing import (
     transformers,
     unets,
 )
+from graphnet.testing.data import probe_batch
 from graphnet.testing.optimizers import MIXING, supported_optimizers
 
 NO_OPERATORS = {"graph", "plan", "steps", "cost", "apply", "nested"}
@@ -225,3 +226,11 @@ def test_batches_fit(data: st.DataObject) -> None:
     graph = data.draw(graphs(composed=False))
     random_network(graph, 0)(*data.draw(batches(graph)))
     assert sample(graph, 3)[0].shape[0] == 4
+
+
+def test_a_probe_batch_fits_a_network_from_which_a_layer_was_taken() -> None:
+    net = random_network(gn.resnet((2, 4, 4), stages=[2], blocks=1, classes=3, norm="group"), 0)
+    with net.plan() as edit:
+        edit.remove("conv1")
+        (x,), _ = probe_batch(edit)
+    assert (x.dtype, x.shape[1:]) == (torch.float64, (2, 4, 4))
