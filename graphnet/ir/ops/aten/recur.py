@@ -96,7 +96,8 @@ class Recurrent(Opaque):
             ctx.unify(shown, units)
         elif ctx.number(shown) >= ctx.number(units):
             raise ctx.error(
-                f"a projection of {ctx.number(units)} units onto {ctx.number(shown)}: torch wants fewer than it has"
+                f"a projection of {ctx.number(units)} units onto {ctx.number(shown)}: torch takes one onto fewer alone; "
+                "keep more units, or fewer of the projection"
             )
         else:
             ctx.hint(shown, "projection")
