@@ -96,7 +96,7 @@ class Recurrent(Opaque):
             ctx.unify(shown, units)
         elif ctx.number(shown) >= ctx.number(units):
             raise ctx.error(
-                f"a projection of {ctx.number(units)} units onto {ctx.number(shown)}: torch takes one onto fewer alone; "
+                f"a projection of {ctx.number(units)} units onto {ctx.number(shown)}: torch takes one onto fewer; "
                 "keep more units, or fewer of the projection"
             )
         else:
