@@ -519,3 +519,23 @@ def test_a_weight_has_no_dimension_that_changes_from_batch_to_batch(exercise: Ca
     assert not report.refused
     for spec in report.net.graph.tensors.values():
         assert report.net.graph.shape(spec) == tuple(report.net.tensor(spec.name).shape)
+
+
+def test_what_is_summed_over_is_not_broadcast(exercise: Callable[..., Any]) -> None:
+    """A product takes one column of a weight with one unit of a part, as Mamba does: that unit cannot become two."""
+
+    class Rank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.head = nn.Linear(6, 9), nn.Linear(8, 4)
+            self.step = nn.Parameter(torch.randn(4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            rank, rest = self.both(x).split([1, 8], -1)
+            return (self.step @ rank.unsqueeze(-1)).squeeze(-1) + self.head(rest)
+
+    report = exercise(Rank(), (torch.randn(3, 6),))
+    assert not report.refused
+    parts = {group.size: group.frozen for name, group in report.net.graph.groups.items() if name.startswith("both")}
+    assert parts[8] is None
+    assert parts[1] is not None

@@ -87,7 +87,9 @@ class Contract(Call):
         table: dict[str, Layout] = {}
         for at, letters in terms:
             for letter, dim in zip(letters, inputs[at], strict=True):
-                if letter in table:
+                if letter in table and letter not in out and self.function != "einsum":
+                    ctx.unify(table[letter], dim)  # what is summed over is not broadcast, one unit neither
+                elif letter in table:
                     table[letter] = agree(ctx, table[letter], dim)
                 else:
                     table[letter] = dim
