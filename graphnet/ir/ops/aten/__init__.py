@@ -18,7 +18,7 @@ from graphnet.ir.ops.aten import (
     recur,
     reduce,
     view,
-)  # fmt: skip
+)
 from graphnet.ir.ops.aten.call import FAMILIES, Call, family_of
 
 __all__ = [
